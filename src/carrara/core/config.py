@@ -1,0 +1,73 @@
+"""Strict reading and writing of frozen dataclasses, and the nearest name for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown name: the closest known ones, else all of them."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(options)}"
+
+
+def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
+    """The option of that name. Raises ValueError that names the nearest one."""
+    if name not in options:
+        raise ValueError(f"unknown {kind} {name!r}; {nearest(name, options)}")
+    return options[name]
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build a dataclass, nested ones and tuples included; an unknown or missing key is refused by name."""
+    if not is_dataclass(cls):
+        raise TypeError(f"{cls!r} is not a dataclass")
+    hints = get_type_hints(cls)
+    known = {field.name for field in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: no setting {key!r}; {nearest(key, known)}")
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        kind = hints[key]
+        if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+            value = from_dict(kind, value, f"{where}.{key}")
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        built[key] = value
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(value)))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, with an error that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a stable layout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
