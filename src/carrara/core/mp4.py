@@ -1,0 +1,120 @@
+"""MP4 with H.264 through PyAV: converted to and tagged as BT.709 limited range, playable everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carrara.core.media import Record
+from carrara.core.types import VideoShape
+
+_BT709, _LIMITED, _FULL = 1, 1, 2  # ITU-T H.273 code for BT.709; FFmpeg's codes for the ranges
+_BT601 = 5
+_UNSPECIFIED = 2
+_OPTIONS = {"crf": "15", "preset": "medium"}
+_THREADS = 4  # x264's bytes depend on the number of threads, so it is a constant and not the machine's
+
+
+def write(path: Path, chunks: Iterator[np.ndarray], shape: VideoShape, fps: float, comment: str) -> None:
+    """Encode chunks of uint8 `t h w 3` as they come, in constant memory; the index is moved to the front at the end."""
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    rate = Fraction(fps).limit_denominator(1001)  # 29.97 as broadcasters mean it, whole numbers as they are
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        container.metadata["comment"] = comment
+        stream: Any = container.add_stream("libx264", rate=rate, options=_OPTIONS)
+        stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
+        codec = stream.codec_context
+        codec.thread_count = _THREADS
+        codec.color_range, codec.colorspace = _LIMITED, _BT709
+        codec.color_primaries, codec.color_trc = _BT709, _BT709
+        reformatter = VideoReformatter()
+        index = 0
+        for chunk in chunks:
+            for pixels in chunk:
+                rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame = reformatter.reformat(
+                    rgb,
+                    format="yuv420p",
+                    src_color_range=_FULL,
+                    dst_colorspace=_BT709,
+                    dst_color_range=_LIMITED,
+                    threads=1,
+                )
+                frame.pts, frame.time_base = index, 1 / rate
+                container.mux(stream.encode(frame))
+                index += 1
+        container.mux(stream.encode(None))
+
+
+def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float, dict[str, str]]:
+    """Decode a video file: (uint8 `t h w 3`, frames per second, metadata). Raises ValueError, see `read_video`."""
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path}: has no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = _THREADS
+            announced = stream.frames
+            fps = float(stream.average_rate or stream.guessed_rate or 1)
+            tags = {str(key): str(value) for key, value in container.metadata.items()}
+            reformatter = VideoReformatter()
+            for frame in container.decode(stream):
+                _check_limits(path, len(frames) + 1, frame.width * frame.height * 3, max_frames, max_bytes)
+                pixels = reformatter.reformat(
+                    frame,
+                    format="rgb24",
+                    src_colorspace=_matrix(frame),
+                    src_color_range=frame.color_range or None,
+                    dst_color_range=_FULL,
+                    threads=1,
+                ).to_ndarray()
+                frames.append(np.rot90(pixels, frame.rotation // 90) if frame.rotation % 360 else pixels)
+                if frames[-1].shape != frames[0].shape:
+                    raise ValueError(f"{path}: the picture's size changes at frame {len(frames)}; cut the file there")
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: not a readable video, or damaged ({error.strerror})") from None
+    if not frames:
+        raise ValueError(f"{path}: no frame could be decoded; the file is damaged")
+    if len(frames) < announced and (packets := _packets(path)) < announced:
+        raise ValueError(f"{path}: damaged, {packets} of its {announced} frames are there; copy it again")
+    record = Record.unpack(tags.get("comment"))
+    return np.stack(frames), fps, dict(record.metadata) if record else tags
+
+
+def _matrix(frame: Any) -> int | None:
+    """The file's own colour matrix; untagged files are BT.709 from 720 lines up and BT.601 below, as players assume."""
+    if frame.colorspace != _UNSPECIFIED:
+        return None
+    return _BT709 if frame.height >= 720 else _BT601
+
+
+def _check_limits(path: Path, count: int, frame_bytes: int, max_frames: int, max_bytes: int) -> None:
+    if count > max_frames:
+        raise ValueError(f"{path}: more than {max_frames} frames; cut it shorter or raise max_frames")
+    if count * frame_bytes > max_bytes:
+        raise ValueError(
+            f"{path}: decodes to more than {max_bytes / 2**30:.1f} GiB; make it smaller or raise max_bytes"
+        )
+
+
+def _packets(path: Path) -> int:
+    """How many encoded pictures the file really holds. Frames that an edit list hides are counted too."""
+    import av
+
+    try:
+        options = {"protocol_whitelist": "file", "ignore_editlist": "1"}
+        with av.open(str(path.absolute()), options=options) as container:
+            return sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_corrupt)
+    except av.FFmpegError:
+        return 0
