@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # torch is only a name here, so that `carrara --help` does not wait for it
@@ -136,9 +137,13 @@ class Decoder(Protocol):
 class Phase(Protocol):
     """One thing that the training loop can train; a system offers one or more.
 
-    `module` holds the weights that are optimised, averaged and checkpointed. `batch(step)` is a pure function of the
-    step, so that a resumed run sees the same data. `loss` returns at least the key "loss" (a scalar to minimise);
-    other scalars are logged. `validate` returns scalars on fixed data and seeds; `picture` an image `h w 3` uint8.
+    `module` holds the weights that are optimised (float32), averaged and checkpointed. `batch(step)` is a pure function
+    of the step, so that a resumed run sees the same data; it may be called in a thread, one step ahead. `loss` returns
+    at least the key "loss" (a scalar to minimise); other scalars are logged; its generator lives on the module's device
+    and is seeded from (seed, step). `validate` returns scalars on fixed data and seeds, `picture` an image `h w 3`
+    uint8 or None, `export` writes into a folder that exists: all three are called with the averaged weights in place,
+    in evaluation mode, without gradients. A phase may also define `is_matrix(name, parameter) -> bool`, the weights
+    that Muon updates; by default those of two dimensions inside numbered blocks.
     """
 
     module: nn.Module
@@ -151,4 +156,4 @@ class Phase(Protocol):
 
     def picture(self) -> Tensor | None: ...
 
-    def export(self, folder: str) -> None: ...
+    def export(self, folder: Path) -> None: ...

@@ -1,0 +1,83 @@
+"""The settings of a training run. Free of torch, so that recipes and the command line can name them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What a resumed run may change: how long it goes on and what it reports, but nothing that decides a step.
+FREE = frozenset(
+    {
+        "steps", "minutes", "decay_at", "max_skips", "prefetch", "log_every", "validate_every", "picture_every",
+        "checkpoint_every", "checkpoint_every_minutes", "threads",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one phase is trained.
+
+    Length: `steps`, or `minutes` of training (summed over resumes), or both: whichever ends first. A run of minutes
+    starts its decay when (1 - decay_share) of them have passed and records that step; `decay_at` replays a recorded
+    one, so that the run repeats bit for bit whatever the machine's speed.
+    Learning rates: linear over `warmup` steps, constant, then linear to 0 over the last `decay_share` of the steps.
+    `matrix_learning_rate` is for the block matrices under "muon"; everything else takes `learning_rate`.
+    `ema` is the decay of the averaged weights, reached by min(ema, (1 + n) / (10 + n)) after n updates.
+    Gradients are clipped to the norm `clip` (0: not). `max_skips` non-finite steps in a row end the run.
+    Intervals are in steps, 0 for never; `threads` 0 leaves torch's own choice.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    decay_at: int | None = None
+    warmup: int = 500
+    decay_share: float = 0.2
+    learning_rate: float = 1e-3
+    matrix_learning_rate: float = 2e-3
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "bfloat16"
+    seed: int = 0
+    max_skips: int = 20
+    prefetch: bool = True
+    log_every: int = 20
+    validate_every: int = 1000
+    picture_every: int = 1000
+    checkpoint_every: int = 0
+    checkpoint_every_minutes: float = 5.0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None and self.decay_at is None:
+            raise ValueError("steps and minutes are both unset: say how long to train, e.g. steps=20000 or minutes=60")
+        _among("optimizer", self.optimizer, ("adamw", "muon"))
+        _among("precision", self.precision, ("bfloat16", "float32"))
+        for name in ("steps", "minutes"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value > 0, "more than 0")
+        for name in ("learning_rate", "matrix_learning_rate"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "more than 0")
+        for name in ("decay_share", "ema"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("warmup", "weight_decay", "clip", "log_every", "validate_every", "picture_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("checkpoint_every", "checkpoint_every_minutes", "threads"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _check("decay_at", self.decay_at, self.decay_at is None or self.decay_at >= 0, "a step, at least 0")
+        _check("max_skips", self.max_skips, self.max_skips >= 1, "at least 1")
+        _check(
+            "betas", self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"
+        )
+
+
+def _check(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{name}={value}: must be {wanted}")
+
+
+def _among(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(options)}")

@@ -1,0 +1,77 @@
+"""What a training run borrows from its process: signals, threads, random state, and one thread for the next batch."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Ahead:
+    """Batches by step, the next one prepared in a thread while this one is used. Exact, for a batch is a function."""
+
+    def __init__(self, batch: Callable[[int], Any], prefetch: bool) -> None:
+        self.batch = batch
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batch") if prefetch else None
+        self.coming: tuple[int, Future[Any]] | None = None
+
+    def get(self, step: int) -> Any:
+        if self.pool is None:
+            return self.batch(step)
+        ready = self.coming[1] if self.coming and self.coming[0] == step else self.pool.submit(self.batch, step)
+        result = ready.result()
+        self.coming = (step + 1, self.pool.submit(self.batch, step + 1))
+        return result
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+    stop = threading.Event()
+
+    def request(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield stop
+        return
+    past = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in past.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def thread_count(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Every step seeds the global generators; the caller finds the CPU's as it was."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
