@@ -1,0 +1,61 @@
+"""Multi-head attention with full-width RMS-normalised queries and keys, and a bias per key.
+
+Not standard: queries and keys are normalised over all heads together before the heads are split (Wan), and a key may
+carry a bias, so that r equal keys are one key with bias log r: softmax counts exp(s) r times, or exp(s + log r) once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from carrara.nn.layers import compute_dtype
+from carrara.nn.positions import rotate
+
+SHORT = 1024
+"""On CPUs, up to this many keys two plain batched matrix products are faster than the streaming kernel."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(c) + bias) v for `b h n c` queries and `b h m c` keys and values; bias `b 1 1 m`."""
+    if q.device.type == "cpu" and k.shape[-2] <= SHORT and not torch.compiler.is_compiling():
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1) @ v
+    mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[-2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Queries from x; keys and values from x itself, or read beforehand from another sequence (`read`)."""
+
+    def __init__(self, dim: int, heads: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.heads, self.eps = heads, eps
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = nn.RMSNorm(dim, eps)
+        self.norm_k = nn.RMSNorm(dim, eps)
+
+    def read(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values `b h m c` of a sequence `b m d`."""
+        k = self._heads(self.k(x), self.norm_k, turns)
+        return k, rearrange(self.v(x), "b m (h c) -> b h m c", h=self.heads)
+
+    def forward(
+        self,
+        x: Tensor,
+        turns: Tensor | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`b n d` -> `b n d`. turns: rotary turns of the tokens; keys: from `read`, else x attends to itself."""
+        q = self._heads(self.q(x), self.norm_q, turns)
+        k, v = self.read(x, turns) if keys is None else keys
+        return self.o(rearrange(attend(q, k, v, bias), "b h n c -> b n (h c)"))
+
+    def _heads(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None) -> Tensor:
+        """Normalise (in float32), turn, and split into heads in the type that matrices run in."""
+        dtype = compute_dtype(self.q.weight)
+        x = F.rms_norm(x.float(), x.shape[-1:], norm.weight.float(), self.eps).unflatten(-1, (self.heads, -1))
+        return rearrange(rotate(x, turns) if turns is not None else x, "b n h c -> b h n c").to(dtype)
