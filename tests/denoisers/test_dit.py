@@ -1,0 +1,229 @@
+"""Laws of the transformer: fields, keyframes, text, initialisation, gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from carrara.core.types import Keyframes, TextStates
+from carrara.denoisers.dit import DiT, DiTConfig
+
+CONFIG = DiTConfig(
+    heads=2, head_dim=32, layers=2, ffn_dim=96, in_channels=4, out_channels=4, text_dim=24, frequencies=32
+)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def dit() -> DiT:
+    """A network in which every parameter matters: fresh weights plus noise."""
+    model = DiT(CONFIG).eval().requires_grad_(False)
+    model.init_weights(0)
+    for index, parameter in enumerate(model.parameters()):
+        parameter.add_(draw(*parameter.shape, seed=index), alpha=0.1)
+    return model
+
+
+@pytest.fixture
+def text() -> TextStates:
+    states = draw(2, 5, 24, seed=7)
+    states[0, 3:] = 0
+    return TextStates(states, torch.tensor([3, 5]), padded_length=40)
+
+
+def latents() -> torch.Tensor:
+    return draw(2, 4, 3, 4, 6, seed=5)
+
+
+def keyframes(count: int = 2, seed: int = 3) -> Keyframes:
+    times = torch.tensor([[2.75, 0.5, 1.0], [0.25, 4.0, 2.0]])[:, :count]
+    levels = torch.tensor([[0.0, 0.3, 0.1], [0.2, 0.0, 0.6]])[:, :count]
+    return Keyframes(draw(2, 4, count, 4, 6, seed=seed), times, levels)
+
+
+T = torch.tensor([0.25, 0.8])
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_field_equals_a_scalar(dit, text):
+    x = latents()
+    scalar = dit(x, T, text)
+    assert close(dit(x, T[:, None].expand(-1, 3), text), scalar)
+    assert close(dit(x, T[:, None].expand(-1, 18), text), scalar)
+
+
+def test_a_field_per_frame_equals_the_one_per_token(dit, text):
+    x, field = latents(), torch.tensor([[0.0, 0.4, 0.9], [0.3, 0.3, 1.0]])
+    per_frame = dit(x, field, text)
+    assert close(per_frame, dit(x, field.repeat_interleave(6, dim=1), text))
+    assert not close(per_frame, dit(x, field.flip(1), text))
+    both = [dit(x, each, text, keyframes()) for each in (field, field.repeat_interleave(6, dim=1))]
+    assert close(*both)
+
+
+def test_levels_are_distinct_in_the_embedding(dit, text, monkeypatch):
+    seen = []
+    forward = dit.level.forward
+    monkeypatch.setattr(dit.level, "forward", lambda t: seen.append(t.shape) or forward(t))
+    field = torch.zeros(2, 18)
+    field[:, 9:] = 0.7
+    dit(latents(), field, text)
+    dit(latents(), T, text)
+    assert seen == [(2,), (2,)]
+
+
+def test_samples_do_not_touch_each_other(dit, text):
+    x = latents()
+    whole = dit(x, T, text, keyframes())
+    keys = keyframes()
+    alone = dit(
+        x[1:],
+        T[1:],
+        TextStates(text.states[1:], text.lengths[1:], text.padded_length),
+        Keyframes(keys.latents[1:], keys.times[1:], keys.levels[1:]),
+    )
+    assert close(whole[1:], alone)
+
+
+def test_no_keyframes_is_none(dit, text):
+    x = latents()
+    assert torch.equal(dit(x, T, text, keyframes(0)), dit(x, T, text))
+
+
+def test_the_order_of_keyframes_does_not_matter(dit, text):
+    x, keys, order = latents(), keyframes(3), torch.tensor([2, 0, 1])
+    moved = Keyframes(keys.latents[:, :, order], keys.times[:, order], keys.levels[:, order])
+    assert close(dit(x, T, text, keys), dit(x, T, text, moved))
+
+
+def test_what_when_and_how_noisy_a_keyframe_is_matter(dit, text):
+    x, keys = latents(), keyframes()
+    base = dit(x, T, text, keys)
+    changed = (
+        dataclasses.replace(keys, latents=keys.latents + 1),
+        dataclasses.replace(keys, times=keys.times + 0.25),
+        dataclasses.replace(keys, levels=keys.levels + 0.25),
+        None,
+    )
+    assert all(not close(base, dit(x, T, text, each)) for each in changed)
+
+
+def test_a_keyframe_in_place_of_a_latent_frame_is_that_frame(dit, text):
+    """A token is its content, time and level: frame 2 given as a keyframe at time 2 changes nothing for the others."""
+    x = latents()
+    field = torch.tensor([[0.5, 0.5, 0.0], [0.7, 0.7, 0.0]])
+    last = Keyframes(x[:, :, 2:], torch.full((2, 1), 2.0), torch.zeros(2, 1))
+    assert close(dit(x, field, text)[:, :, :2], dit(x[:, :, :2], field[:, :2], text, last))
+
+
+def test_the_pad_key_equals_explicit_pads(dit, text):
+    x = latents()
+    explicit = torch.zeros(2, 40, 24)
+    explicit[:, :5] = text.states
+    full = TextStates(explicit, torch.tensor([40, 40]), padded_length=40)
+    assert close(dit(x, T, text), dit(x, T, full))
+    assert not close(dit(x, T, text), dit(x, T, dataclasses.replace(text, padded_length=400)))
+
+
+def test_text_read_once_equals_text_read_every_time(dit, text):
+    x = latents()
+    assert torch.equal(dit(x, T, dit.read_text(text)), dit(x, T, text))
+
+
+def test_rows_beyond_a_prompts_length_are_not_read(dit, text):
+    dirty = text.states.clone()
+    dirty[0, 3:] = 9
+    assert torch.equal(dit(latents(), T, dataclasses.replace(text, states=dirty)), dit(latents(), T, text))
+
+
+def test_an_empty_prompt_is_all_padding(dit):
+    empty = TextStates(torch.zeros(2, 0, 24), torch.tensor([0, 0]), padded_length=40)
+    explicit = TextStates(torch.zeros(2, 40, 24), torch.tensor([40, 40]), padded_length=40)
+    assert close(dit(latents(), T, empty), dit(latents(), T, explicit))
+
+
+def test_fresh_blocks_are_the_identity_and_predict_zero(text):
+    model = DiT(CONFIG)
+    model.init_weights(1)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, given, result: seen.append(torch.equal(given[0], result)))
+    assert torch.equal(model(latents(), T, text), torch.zeros(2, 4, 3, 4, 6))
+    assert seen == [True, True]
+
+
+def test_a_seed_is_the_weights():
+    states = []
+    for seed in (1, 1, 2):
+        model = DiT(CONFIG)
+        model.init_weights(seed)
+        states.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def gradients(model: DiT, text: TextStates, autocast: bool) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        flow = model(latents(), T, text, keyframes())
+    flow.float().square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def trainable(dit: DiT) -> DiT:
+    model = DiT(CONFIG)
+    model.load_state_dict(dit.state_dict())
+    return model
+
+
+def test_every_parameter_learns_in_both_precisions(dit, text):
+    model = trainable(dit)
+    full, mixed = gradients(model, text, autocast=False), gradients(model, text, autocast=True)
+    for name, gradient in full.items():
+        assert gradient.isfinite().all(), name
+        assert mixed[name].isfinite().all(), name
+        assert gradient.abs().max() > 0, name
+    whole, rough = (torch.cat([g.flatten() for g in each.values()]) for each in (full, mixed))
+    assert (whole - rough).norm() / whole.norm() < 0.05
+
+
+def test_checkpointing_gives_the_same_gradients(dit, text):
+    model = trainable(dit)
+    plain = gradients(model, text, autocast=True)
+    model.checkpointing = True
+    again = gradients(model, text, autocast=True)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_weights_may_be_bfloat16(dit, text):
+    model = trainable(dit).bfloat16()
+    flow = model(latents(), T, text)
+    assert flow.dtype == torch.float32
+    reference = dit(latents(), T, text)
+    assert (flow - reference).norm() / reference.norm() < 0.03
+
+
+def test_wrong_shapes_are_refused_with_what_was_expected(dit, text):
+    x, keys = latents(), keyframes()
+    with pytest.raises(ValueError, match="5 channels: this model takes 4"):
+        dit(draw(2, 5, 3, 4, 6), T, text)
+    with pytest.raises(ValueError, match="latent width=5"):
+        dit(x[..., :5], T, text)
+    with pytest.raises(ValueError, match=r"t has shape \(2, 7\): expected \(2,\), \(2, 3\) or \(2, 18\)"):
+        dit(x, torch.zeros(2, 7), text)
+    with pytest.raises(ValueError, match="one prompt per clip"):
+        dit(x, T, TextStates(text.states[:1], text.lengths[:1]))
+    with pytest.raises(ValueError, match="this model reads 24"):
+        dit(x, T, TextStates(text.states[..., :8], text.lengths))
+    with pytest.raises(ValueError, match="padded_length=4"):
+        dit(x, T, dataclasses.replace(text, padded_length=4))
+    with pytest.raises(ValueError, match="keyframes have latents"):
+        dit(x, T, text, dataclasses.replace(keys, latents=keys.latents[..., :4]))

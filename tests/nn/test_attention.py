@@ -1,0 +1,99 @@
+"""Laws of attention and of rotary positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from carrara.nn import attention
+from carrara.nn.attention import Attention, attend
+from carrara.nn.layers import sinusoid
+from carrara.nn.positions import axis_widths, grid_positions, rotate, rotations
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_axis_widths_fill_the_head_and_are_wans(head_dim):
+    widths = axis_widths(head_dim)
+    assert sum(widths) == head_dim
+    assert all(width % 2 == 0 for width in widths)
+    assert axis_widths(128) == (44, 42, 42)
+
+
+@pytest.mark.parametrize("head_dim", [4, 63])
+def test_a_head_that_cannot_be_split_in_axes_is_refused(head_dim):
+    with pytest.raises(ValueError, match=f"head_dim={head_dim}"):
+        axis_widths(head_dim)
+
+
+def test_grid_positions_are_in_frame_row_column_order():
+    positions = grid_positions(torch.tensor([0.0, 1.25]), 2, 3)
+    assert positions.shape == (12, 3)
+    assert positions[1].tolist() == [0, 0, 1]
+    assert positions[3].tolist() == [0, 1, 0]
+    assert positions[-1].tolist() == [1.25, 1, 2]
+
+
+def test_scores_depend_on_differences_of_positions_only():
+    q, k = draw(1, 20, 2, 32), draw(1, 20, 2, 32, seed=1)
+    positions = draw(1, 20, 3, seed=2).double() * 9
+
+    def scores(positions: torch.Tensor) -> torch.Tensor:
+        turns = rotations(positions, 32)
+        return torch.einsum("bnhc,bmhc->bhnm", rotate(q, turns), rotate(k, turns))
+
+    shifted = positions + torch.tensor([100.25, 37, 5]).double()
+    torch.testing.assert_close(scores(positions), scores(shifted), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scores(positions), scores(positions * 1.1), atol=1e-2)
+
+
+def test_a_turn_keeps_lengths_and_position_zero_keeps_everything():
+    x = draw(1, 6, 2, 32)
+    turned = rotate(x, rotations(draw(1, 6, 3).double(), 32))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(rotate(x, rotations(torch.zeros(1, 6, 3).double(), 32)), x)
+
+
+def test_short_and_streaming_attention_agree(monkeypatch):
+    q, k, v = draw(2, 3, 7, 16), draw(2, 3, 9, 16, seed=1), draw(2, 3, 9, 16, seed=2)
+    bias = draw(2, 1, 1, 9, seed=3)
+    bias[0, ..., 4:] = -torch.inf
+    short = [attend(q, k, v), attend(q, k, v, bias)]
+    monkeypatch.setattr(attention, "SHORT", 0)
+    torch.testing.assert_close(short, [attend(q, k, v), attend(q, k, v, bias)])
+
+
+def test_equal_keys_are_one_key_with_the_log_of_their_number():
+    q, k, v = draw(1, 2, 5, 16), draw(1, 2, 4, 16, seed=1), draw(1, 2, 4, 16, seed=2)
+    many = [torch.cat((x, x[:, :, -1:].expand(-1, -1, 30, -1)), dim=2) for x in (k, v)]
+    bias = torch.tensor([0, 0, 0, 31.0])
+    bias[-1] = bias[-1].log()
+    torch.testing.assert_close(attend(q, k, v, bias[None, None, None]), attend(q, *many))
+
+
+def test_queries_and_keys_are_normalised_over_all_heads_together():
+    layer = Attention(32, 4)
+    x = draw(2, 6, 32)
+    q, k = (F.rms_norm(part(x), (32,), eps=1e-6).unflatten(-1, (4, 8)).transpose(1, 2) for part in (layer.q, layer.k))
+    v = layer.v(x).unflatten(-1, (4, 8)).transpose(1, 2)
+    plain = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(x), layer.o(plain))
+
+
+def test_reading_beforehand_equals_reading_now():
+    layer = Attention(32, 4)
+    x = draw(2, 6, 32)
+    turns = rotations(grid_positions(torch.arange(1.0)[None], 2, 3), 8)
+    assert torch.equal(layer(x, turns), layer(x, turns, keys=layer.read(x, turns)))
+
+
+def test_sinusoid_is_cosines_then_sines_in_full_precision():
+    position = torch.tensor([0.0, 1.0, 999.0])
+    embedded = sinusoid(position, 8)
+    rates = 10000.0 ** (-torch.arange(4).double() / 4)
+    angles = position.double()[:, None] * rates
+    assert torch.equal(embedded, torch.cat((angles.cos(), angles.sin()), dim=-1).float())
