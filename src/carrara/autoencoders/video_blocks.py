@@ -1,0 +1,326 @@
+"""The layers of a causal video autoencoder (Wan 2.1 and 2.2), for whole clips and for chunks.
+
+Every tensor is `b c t h w`, channels last in memory. Not standard here: a `Stream` carries what layers remember of
+earlier frames through one pass, so no layer holds state; and a whole clip goes through every layer at once, since the
+first-frame rule (the first frame is never halved or doubled in time) only concerns the temporal resampling layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+State = tuple[Tensor, ...]  # what every layer with a memory left, in the order in which they run
+
+
+class Stream:
+    """One pass over a chunk of frames: layers take what the chunk before left, and leave what the next will need.
+
+    `Stream()` is a whole clip: it begins with nothing and keeps nothing, so layers stay pure and can be recomputed.
+    """
+
+    def __init__(self, past: State | None = None, *, keep: bool = False) -> None:
+        self.first = past is None  # this chunk holds the clip's first frame
+        self.keep = keep
+        self.whole = self.first and not keep
+        self._past = iter(past or ())
+        self._left: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """What the calling layer left at the chunk before. Only where `first` is false."""
+        return next(self._past)
+
+    def leave(self, frames: Tensor) -> None:
+        """Keep frames for the calling layer at the next chunk: a copy, so that the chunk itself can be freed."""
+        if self.keep:
+            self._left.append(frames.detach().clone() if not torch.is_grad_enabled() else frames.clone())
+
+    def before(self, x: Tensor, frames: int) -> Tensor:
+        """x with the frames before it in front, zeros where the clip begins."""
+        past = x.new_zeros(*x.shape[:2], frames, *x.shape[3:]) if self.first else self.take().to(x.dtype)
+        joined = torch.cat([past, x], dim=2)
+        self.leave(joined[:, :, -frames:])
+        return joined
+
+    def state(self) -> State:
+        return tuple(self._left)
+
+
+class CausalConv(nn.Conv3d):
+    """3D convolution that sees the present frame and those before: time is padded on the left only."""
+
+    def __init__(self, channels: int, out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(channels, out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
+        history = self.kernel_size[0] - 1
+        if not history:
+            return super().forward(x)
+        if stream.whole and x.shape[2] == 1:  # an image: the taps on the past would only meet zeros
+            return F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding)
+        return super().forward(stream.before(x, history))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x over channels) * gamma, in float32 inside (Zhang and Sennrich 2019, without bias).
+
+    Written by the mean square, which equals L2-normalising and scaling by the root of the width.
+    """
+
+    def __init__(self, channels: int, axes: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        scale = math.sqrt(x.shape[1]) / size.clamp_min(1e-12)
+        gamma = self.gamma.reshape(-1, 1, 1, 1).to(x.dtype)
+        return x * scale.to(x.dtype) * gamma
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))) where act is RMSNorm then SiLU."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(channels)
+        self.conv1 = CausalConv(channels, out)
+        self.norm2 = RMSNorm(out)
+        self.conv2 = CausalConv(out, out)
+        self.shortcut = CausalConv(channels, out, (1, 1, 1)) if channels != out else None
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), stream)
+        h = self.conv2(F.silu(self.norm2(h)), stream)
+        return h + (x if self.shortcut is None else self.shortcut(x, stream))
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention among the positions of each frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, axes=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        b, _, t, h, w = x.shape
+        tokens = rearrange(self.norm(x), "b c t h w -> (b t) 1 (h w) c")
+        qkv = F.linear(tokens, self.to_qkv.weight[:, :, 0, 0], self.to_qkv.bias)
+        mixed = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        out = F.linear(mixed, self.proj.weight[:, :, 0, 0], self.proj.bias)
+        return x + rearrange(out, "(b t) 1 (h w) c -> b c t h w", b=b, t=t, h=h, w=w)
+
+
+class Down(nn.Module):
+    """Halves rows and columns by a strided convolution, then, if asked, time."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.space = nn.Conv2d(channels, channels, 3, stride=2)
+        self.time = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        x = F.conv3d(F.pad(x, (0, 1, 0, 1)), self.space.weight[:, :, None], self.space.bias, stride=(1, 2, 2))
+        if self.time is None:
+            return x
+        joined = x if stream.first else torch.cat([stream.take().to(x.dtype), x], dim=2)
+        stream.leave(x[:, :, -1:])
+        if not stream.first:
+            return self.time(joined)
+        return torch.cat([x[:, :, :1], self.time(joined).to(x.dtype)], dim=2) if x.shape[2] > 1 else x
+
+
+class Up(nn.Module):
+    """Doubles time if asked (the first frame stays one), then rows and columns."""
+
+    def __init__(self, channels: int, out: int, temporal: bool) -> None:
+        super().__init__()
+        self.space = nn.Conv2d(channels, out, 3, padding=1)
+        self.time = CausalConv(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        if self.time is not None:
+            x = self._double(x, self.time, stream)
+        x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest-exact")
+        return F.conv3d(x, self.space.weight[:, :, None], self.space.bias, padding=(0, 1, 1))
+
+    def _double(self, x: Tensor, time: CausalConv, stream: Stream) -> Tensor:
+        still, moving = (x[:, :, :1], x[:, :, 1:]) if stream.first else (x[:, :, :0], x)
+        if not moving.shape[2]:  # only the first frame: the convolution's past begins after it, with zeros
+            stream.leave(x.new_zeros(*x.shape[:2], 2, *x.shape[3:]))
+            return x
+        history = stream.before(moving, 2)
+        pairs = F.conv3d(history, time.weight, time.bias)
+        doubled = rearrange(pairs, "b (r c) t h w -> b c (t r) h w", r=2)
+        return torch.cat([still.to(doubled.dtype), doubled], dim=2) if stream.first else doubled
+
+
+def average_down(x: Tensor, out: int, time: int, space: int) -> Tensor:
+    """Space (and time) folded into channels, which are then averaged in groups: a shortcut without parameters.
+
+    An odd number of frames holds the clip's first, which is paired with zeros.
+    """
+    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+    x = rearrange(x, "b c (t r) (h p) (w q) -> b t h w (c r p q)", r=time, p=space, q=space)
+    return rearrange(x.unflatten(-1, (out, -1)).mean(-1), "b t h w c -> b c t h w")
+
+
+def repeat_up(x: Tensor, out: int, time: int, space: int, first: bool) -> Tensor:
+    """Channels repeated, then unfolded into space (and time); of the first frame only the last copy is kept."""
+    repeats = out * time * space * space // x.shape[1]
+    x = rearrange(x, "b c t h w -> b t h w c").repeat_interleave(repeats, dim=-1)
+    x = rearrange(x, "b t h w (c r p q) -> b c (t r) (h p) (w q)", r=time, p=space, q=space)
+    return x[:, :, time - 1 :] if first else x
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then a step to the next one."""
+
+    def __init__(self, dims: Sequence[int], step: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:]))
+        self.step = step
+        self.out = dims[-1]
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        for block in self.blocks:
+            x = block(x, stream)
+        return x if self.step is None else self.step(x, stream)
+
+
+class ResidualDownLevel(Level):
+    """A level with a shortcut around all of it (Wan 2.2)."""
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        time, space = _factors(self.step)
+        return super().forward(x, stream) + average_down(x, self.out, time, space)
+
+
+class ResidualUpLevel(Level):
+    """A level with a shortcut around all of it, but for the finest (Wan 2.2)."""
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        h = super().forward(x, stream)
+        if self.step is None:
+            return h
+        time, space = _factors(self.step)
+        return h + repeat_up(x, self.out, time, space, stream.first)
+
+
+def _factors(step: nn.Module | None) -> tuple[int, int]:
+    return (1, 1) if step is None else (1 if step.time is None else 2, 2)
+
+
+class Middle(nn.Module):
+    """Residual block, attention within frames, residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ResidualBlock(channels, channels)
+        self.attention = FrameAttention(channels)
+        self.last = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        return self.last(self.attention(self.first(x, stream), stream), stream)
+
+
+class Trunk(nn.Module):
+    """What encoder and decoder share: convolution in, parts in order, norm and convolution out."""
+
+    def __init__(self, channels: int, widths: tuple[int, int], out: int) -> None:
+        super().__init__()
+        self.conv_in = CausalConv(channels, widths[0])
+        self.norm_out = RMSNorm(widths[1])
+        self.conv_out = CausalConv(widths[1], out)
+        self.checkpointing = False
+
+    def parts(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        x = self.conv_in(x, stream)
+        for part in self.parts():
+            # A pass that keeps or reads state is not repeatable, so only whole clips are recomputed.
+            if self.checkpointing and stream.whole and torch.is_grad_enabled():
+                x = checkpoint(part, x, stream, use_reentrant=False)
+            else:
+                x = part(x, stream)
+        return self.conv_out(F.silu(self.norm_out(x)), stream)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: Generator) -> None:
+    """Start values for training from scratch, in place.
+
+    Convolutions keep the variance of what they read. Residual branches begin at zero (blocks, attention) or small (a
+    level with a shortcut around it). A step in time begins as the mean of the two newest frames on the way down and
+    as a copy on the way up, so that the first frame, which takes no such step, and the others agree from the start.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            part.weight.normal_(std=1 / math.sqrt(part.weight[0].numel()), generator=generator)
+            if part.bias is not None:
+                part.bias.zero_()
+    for part in module.modules():
+        if isinstance(part, ResidualBlock):
+            part.conv2.weight.zero_()
+        elif isinstance(part, FrameAttention):
+            part.proj.weight.zero_()
+        elif isinstance(part, Down) and part.time is not None:
+            _mix_frames(part.time.weight, (0.0, 0.5, 0.5))
+        elif isinstance(part, Up) and part.time is not None:
+            _mix_frames(part.time.weight, (0.0, 0.0, 1.0))
+        elif isinstance(part, ResidualDownLevel | ResidualUpLevel) and part.step is not None:
+            part.step.space.weight.mul_(0.1)
+
+
+def _mix_frames(weight: Tensor, taps: tuple[float, float, float]) -> None:
+    """Every output frame the same mix of three input frames, channel by channel."""
+    same = torch.eye(weight.shape[1], device=weight.device).repeat(weight.shape[0] // weight.shape[1], 1)
+    weight.copy_((same[..., None] * torch.tensor(taps, device=weight.device))[..., None, None])
+
+
+class VideoEncoder(Trunk):
+    """Pixels (or folded pixels) to the moments of the latents."""
+
+    def __init__(
+        self, channels: int, dims: Sequence[int], out: int, blocks: int, temporal: Sequence[bool], residual: bool
+    ) -> None:
+        super().__init__(channels, (dims[0], dims[-1]), out)
+        kind = ResidualDownLevel if residual else Level
+        steps = [*(Down(width, time) for width, time in zip(dims[1:], temporal)), None]
+        self.levels = nn.ModuleList(kind([a] + [b] * blocks, step) for a, b, step in zip(dims, dims[1:], steps))
+        self.middle = Middle(dims[-1])
+
+    def parts(self) -> list[nn.Module]:
+        return [*self.levels, self.middle]
+
+
+class VideoDecoder(Trunk):
+    """Latents to pixels (or folded pixels)."""
+
+    def __init__(
+        self, channels: int, dims: Sequence[int], out: int, blocks: int, temporal: Sequence[bool], residual: bool
+    ) -> None:
+        super().__init__(channels, (dims[0], dims[-1]), out)
+        self.middle = Middle(dims[0])
+        kind = ResidualUpLevel if residual else Level
+        levels: list[nn.Module] = []
+        for index, (narrow, wide) in enumerate(zip(dims, dims[1:])):
+            # Without shortcuts a step up halves the channels, so the next level is entered with half of them.
+            enter = narrow if residual or index == 0 else narrow // 2
+            last = index == len(temporal)
+            step = None if last else Up(wide, wide if residual else wide // 2, temporal[index])
+            levels.append(kind([enter] + [wide] * (blocks + 1), step))
+        self.levels = nn.ModuleList(levels)
+
+    def parts(self) -> list[nn.Module]:
+        return [self.middle, *self.levels]
