@@ -139,17 +139,17 @@ def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _fill(path: Path, prefix: str, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     given = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    for name in targets:
+    for name, target in targets.items():
         if name not in given:
             raise ValueError(f"{path}: tensor {prefix + name!r} is missing; {nearest(name, given)}")
-    for name, value in given.items():
+        if given[name].shape != target.shape:
+            raise ValueError(
+                f"{path}: tensor {prefix + name!r} has shape {tuple(given[name].shape)}, "
+                f"the model has {tuple(target.shape)}; use the configuration it was trained with"
+            )
+    for name in given:
         if name not in targets:
             raise ValueError(f"{path}: unknown tensor {prefix + name!r}; {nearest(name, targets)}")
-        if value.shape != targets[name].shape:
-            raise ValueError(
-                f"{path}: tensor {prefix + name!r} has shape {tuple(value.shape)}, "
-                f"the model has {tuple(targets[name].shape)}; use the configuration it was trained with"
-            )
     with torch.no_grad():
         for name, value in given.items():
             targets[name].copy_(value)
