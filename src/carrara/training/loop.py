@@ -101,12 +101,12 @@ class _Run:
         self.metrics.write("event", self.state.step, event="resumed" if found else "started")
         self.progress.say(f"{'resuming after' if found else 'training from'} step {self.state.step} in {folder}")
         self.window = Window()
-        self.began = self.logged = self.saved = clock() - self.state.seconds
+        self.began = self.logged = self.saved = clock()
 
     def go(self, stop: threading.Event) -> None:
         """Step until the decay has ended."""
-        self.began = self.clock() - self.state.seconds
         self.logged = self.saved = self.clock()
+        self.began = self.logged - self.state.seconds
         with Ahead(self.phase.batch, self.config.prefetch) as ahead:
             while not self._ended():
                 batch = ahead.get(self.state.step)
@@ -185,6 +185,7 @@ class _Run:
         minutes = config.checkpoint_every_minutes
         if _due(config.checkpoint_every, step) or (minutes and now - self.saved >= 60 * minutes):
             self._save()
+        self.logged += self.clock() - now  # the rate that is shown is that of steps
 
     def _log(self, now: float) -> None:
         state, window = self.state, self.window
