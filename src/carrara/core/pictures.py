@@ -63,7 +63,7 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
                 pixels.append(np.asarray(upright.convert("RGB")))
                 durations.append(int(image.info.get("duration", 0)))
             record = Record.unpack(_comment(image))
-            tags = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            tags = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture, or damaged ({error})") from None
     if record and count == 1 and path.suffix.lower() == ".png":

@@ -1,0 +1,51 @@
+"""Command-line options as frozen dataclasses, through tyro, with errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from typing import Any, TypeVar
+
+from carrara.core.config import nearest
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], args: list[str], program: str, default: T | None = None) -> T:
+    """Options as a frozen dataclass. Raises ValueError, one line, for what tyro would draw a box about."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return _tyro(kind, args, program, default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    sentence = _sentence(said.getvalue(), kind, program, default)
+    raise ValueError(sentence if sentence.endswith("?") else f"{sentence}; see {program} --help")
+
+
+def _tyro(kind: type[T], args: list[str], program: str, default: T | None) -> T:
+    import tyro
+
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=args, prog=program, config=(tyro.conf.FlagCreatePairsOff,), **extra)
+
+
+def _sentence(box: str, kind: type[Any], program: str, default: Any) -> str:
+    """What tyro's box of an error says, as one sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((index for index, line in enumerate(lines) if line.startswith("─") or not line), len(lines))
+    text = " ".join(lines[:rule])
+    if match := re.search(r"Unrecognized options: ([^\s,]+)", text):
+        token = match[1].split("=")[0]
+        if not token.startswith("-"):
+            return f"unexpected {token!r}: give arguments before options, and each only once"
+        said = io.StringIO()
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
+            _tyro(kind, ["--help"], program, default)
+        flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", said.getvalue()))
+        return f"unknown option {token}; {nearest(token, flags)}"
+    if match := re.search(r"Error parsing (\S+): .*?(?:matching|as) (\S+) .*from \['(.*)'\]", text):
+        return f"{match[1]} {match[3]!r}: expected {match[2].removeprefix('{None}|')}"
+    return text.removesuffix(".")
