@@ -7,7 +7,7 @@ import re
 import pytest
 
 from carrara.data.pond import lexicon
-from carrara.data.pond.captions import LEVELS, Caption, caption, count_tokens, describe, start_place, vocabulary
+from carrara.data.pond.captions import LEVELS, Caption, caption, count_tokens, start_place, vocabulary
 from carrara.data.pond.world import (
     ACTORS,
     BACKGROUNDS,
@@ -58,7 +58,7 @@ def scenes(count: int, seed: int = 0) -> list[Scene]:
 
 def all_captions(count: int) -> list[tuple[str, Caption, Scene]]:
     return [
-        (level, describe(scene, level, seed=i, canonical=canonical), scene)
+        (level, caption(scene, level, seed=i, canonical=canonical), scene)
         for i, scene in enumerate(scenes(count))
         for level, canonical in itertools.product(LEVELS, (True, False))
     ]
@@ -94,7 +94,7 @@ def test_every_word_is_in_the_vocabulary_and_one_token() -> None:
     for motion in MOTIONS:
         pair = Scene("plain", (Actor("ball", "red", motion=motion), Actor("box", "blue", motion=motion)))
         for seed in range(100):
-            used.update(caption(pair, "medium", seed, canonical=False).split())
+            used.update(caption(pair, "medium", seed, canonical=False).text.split())
     assert vocabulary() <= used  # and every word of it is really used
 
 
@@ -102,7 +102,7 @@ def test_levels_stay_within_their_tokens_and_commit_to_more_and_more() -> None:
     for level, said, _ in all_captions(1000):
         assert count_tokens(said.text) <= LEVELS[level], said.text
     for scene in scenes(300):
-        short, medium, dense = (describe(scene, level).attributes for level in ("short", "medium", "dense"))
+        short, medium, dense = (caption(scene, level).attributes for level in ("short", "medium", "dense"))
         assert short <= dense
         assert medium <= dense
 
@@ -117,7 +117,7 @@ def key(scene: Scene) -> tuple[object, ...]:
 def test_dense_captions_tell_scenes_apart() -> None:
     told: dict[str, tuple[object, ...]] = {}
     for scene in scenes(6000):
-        text = caption(scene, "dense")
+        text = caption(scene, "dense").text
         assert told.setdefault(text, key(scene)) == key(scene), text
 
 
@@ -132,7 +132,7 @@ def test_each_attribute_alone_changes_a_dense_caption() -> None:
             options = {"kind": ACTORS, "colour": COLOURS, "size": SIZES, **({} if scene.still else {"motion": MOTIONS})}
             varied += [scene.with_actor(i, **{name: value}) for name, all_ in options.items() for value in all_]
         varied = [other for other in varied if all(actor.kind == "frog" or not actor.stilts for actor in other.actors)]
-        assert len({caption(other, "dense") for other in varied}) == len({key(other) for other in varied})
+        assert len({caption(other, "dense").text for other in varied}) == len({key(other) for other in varied})
 
 
 def test_a_caption_says_what_it_claims_and_nothing_else() -> None:
@@ -168,9 +168,9 @@ def test_articles_agree() -> None:
 
 def test_two_actors_that_do_the_same_take_the_plural() -> None:
     pair = (Actor("ball", "red"), Actor("box", "orange"))
-    assert caption(Scene("meadow", pair)) == "a red ball and an orange box bounce on the grass"
+    assert caption(Scene("meadow", pair)).text == "a red ball and an orange box bounce on the grass"
     different = Scene("meadow", (pair[0], Actor("box", "blue", motion="spins")))
-    assert caption(different) == "a red ball bounces and a blue box spins on the grass"
+    assert caption(different).text == "a red ball bounces and a blue box spins on the grass"
 
 
 @pytest.mark.parametrize(
@@ -193,23 +193,23 @@ def test_two_actors_that_do_the_same_take_the_plural() -> None:
     ],
 )
 def test_plain_sentences_are_the_short_canonical_captions(scene: Scene, expected: str) -> None:
-    said = describe(scene)
-    assert said.text == caption(scene) == expected
+    said = caption(scene)
+    assert str(said) == said.text == expected
     assert {"background", "actors.0.kind", "actors.0.colour"} <= said.attributes
     assert ("actors.0.motion" in said.attributes) == (not scene.still)
 
 
 def test_a_short_caption_may_leave_the_background_out() -> None:
     scene = Scene("sky", (Actor("bird", "yellow", motion="flies"),))
-    texts = {caption(scene, seed=seed, canonical=False) for seed in range(400)}
+    texts = {caption(scene, seed=seed, canonical=False).text for seed in range(400)}
     assert "a yellow bird takes flight" in texts
     assert len(texts) > 50
 
 
 def test_captions_are_functions_of_their_arguments() -> None:
     for scene in scenes(50):
-        assert describe(scene, "dense", 3, False) == describe(scene, "dense", 3, False)
-        assert describe(scene, "dense", 3, True) == describe(scene, "dense", 4, True)
+        assert caption(scene, "dense", 3, False) == caption(scene, "dense", 3, False)
+        assert caption(scene, "dense", 3, True) == caption(scene, "dense", 4, True)
     with pytest.raises(ValueError, match="unknown caption level 'long'"):
         caption(scenes(1)[0], "long")
 
@@ -217,7 +217,7 @@ def test_captions_are_functions_of_their_arguments() -> None:
 def test_where_an_actor_starts_is_said_only_where_it_is_clear() -> None:
     for x, place in ((-0.3, "left"), (0.0, "middle"), (0.3, "right"), (0.1, None)):
         scene = Scene("meadow", (Actor("ball", "red", x=x),))
-        said = describe(scene, "dense")
+        said = caption(scene, "dense")
         assert start_place(scene.actors[0]) == place
         assert ("actors.0.x" in said.attributes) == (place is not None)
         assert (f"starting {'in' if place == 'middle' else 'on'} the {place}" in said.text) == (place is not None)

@@ -37,6 +37,9 @@ class Caption:
     text: str
     attributes: frozenset[str]
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass
 class _Voice:
@@ -50,7 +53,7 @@ class _Voice:
         return self.choice(ways)
 
 
-def describe(scene: Scene, level: str = "short", seed: int = 0, canonical: bool = True) -> Caption:
+def caption(scene: Scene, level: str = "short", seed: int = 0, canonical: bool = True) -> Caption:
     """Say what happens in a scene. level: "short" (up to 16 tokens), "medium" (32) or "dense" (48, with every detail).
 
     canonical: the first way to say each thing, and everything that fits; otherwise synonyms and omissions by the seed.
@@ -67,11 +70,6 @@ def describe(scene: Scene, level: str = "short", seed: int = 0, canonical: bool 
             if count_tokens(text) <= limit:
                 return Caption(text, frozenset(voice.said))
         keep.pop(0)
-
-
-def caption(scene: Scene, level: str = "short", seed: int = 0, canonical: bool = True) -> str:
-    """The text alone of `describe`."""
-    return describe(scene, level, seed, canonical).text
 
 
 def count_tokens(text: str) -> int:

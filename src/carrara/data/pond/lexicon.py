@@ -183,11 +183,11 @@ OVER_WATER = (*OVER, "left", "right", "jumps", "spins", "grows", "shrinks")
 
 SCENERY: dict[str, Ways] = {
     "sky": ("with white clouds", "with clouds", "with a few clouds"),
-    "pond": ("with ripples", "with gentle ripples", "with gentle waves"),
-    "meadow": ("with blades of grass", "with tufts of grass"),
-    "night": ("with bright stars", "with many stars", "with twinkling stars"),
-    "sand": ("with pebbles", "with scattered stones"),
-    "plain": ("with nothing else", "with an empty floor"),
+    "pond": ("with lily pads", "with lily pads and reeds", "with floating leaves"),
+    "meadow": ("with flowers", "with pale flowers", "with distant hills"),
+    "night": ("with stars and a moon", "with bright stars", "with twinkling stars and a moon"),
+    "sand": ("with pebbles", "with scattered stones", "with dunes"),
+    "plain": ("with pale dots", "with a row of dots", "with a plank floor"),
 }
 
 START: dict[str, Ways] = {
@@ -236,6 +236,7 @@ GOING = "{va} and"
 WALLS: dict[str, Ways] = {
     "hides": (
         "a wall stands in front",
+        "a brick wall stands in front",
         "a wall hides part of the view",
         "a wall in front covers part of the scene",
         "there is a wall in front",
