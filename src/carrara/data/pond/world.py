@@ -1,9 +1,9 @@
 """The vocabulary of the pond and its values: scenes, which are small enough to write by hand, and their truth.
 
 Not standard: the world knows no pixels. Its origin is the centre of the frame, x points right, y points down, and the
-frame's shorter side is 1 long, so a square frame spans [-0.5, 0.5] both ways and a wider one only shows more of the same
-world. Time is in seconds. A motion fills `NOMINAL_SECONDS` and goes on sensibly after that, so one scene renders at any
-size, frame count and rate.
+frame's shorter side is 1 long, so a square frame spans [-0.5, 0.5] both ways and a wider one only shows more of the
+same world. Time is in seconds. A motion fills `NOMINAL_SECONDS` and goes on sensibly after that, so one scene renders
+at any size, frame count and rate.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ FLOOR = 0.36  # y of the line that things stand on
 NOMINAL_SECONDS = 2.0  # 17 frames at 8 frames per second, first to last
 GRAVITY = 6.0  # per second squared
 GROWTH = 1.9  # largest over smallest scale of an actor that grows or shrinks
-STILTS = 0.16  # how far stilts lift a frog
+STILTS = 1.2  # how far stilts lift a frog, in its radii
 PAN = 0.25  # how far the camera travels in a pan
 ZOOM = 1.35  # the scale of the picture at the near end of a zoom
 WALL_TOP = -0.42  # y of a wall's upper edge; the lower one stands on the floor
@@ -83,7 +83,6 @@ EVENTS = (
     "hidden",
     "reappears",
     "stopped",
-    "leaves the frame",
 )
 
 
