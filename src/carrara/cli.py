@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -143,10 +143,14 @@ class Pond:
     """Width and height in pixels."""
     frames: int = 17
     """Frames of each clip."""
-    fps: float = 16.0
+    fps: float = 8.0
     """Frames per second."""
     seed: int = 0
     """Seed of the first scene; the others follow."""
+    split: Literal["train", "held_out"] = "train"
+    """Scenes as training sees them, or with pairs of attributes that it never sees."""
+    overwrite: bool = False
+    """Replace an earlier folder of this kind."""
 
 
 def generate(args: list[str]) -> int:
@@ -310,14 +314,27 @@ def evaluate(args: list[str]) -> int:
 def data(args: list[str]) -> int:
     """`carrara data pond`."""
     if not args or args[0] in ("-h", "--help"):
-        print("usage: carrara data pond DIR [--clips N] [--size WxH] [--frames N] [--fps N] [--seed N]")
+        print("usage: carrara data pond DIR [OPTIONS]\n\n`carrara data pond --help` lists the options.")
         return 0 if args else 2
     choose("data set", args[0], {"pond": None})
     options = parse(Pond, args[1:], "carrara data pond")
     width, height = parse_size(options.size)
-    from carrara.data.pond.export import write_pond
+    from carrara.core.progress import progress_bar
+    from carrara.data.pond.writer import write_pond
 
-    write_pond(Path(options.folder), options.clips, (width, height), options.frames, options.fps, options.seed)
+    with progress_bar("clips") as show:
+        write_pond(
+            options.folder,
+            options.clips,
+            (width, height),
+            options.frames,
+            options.fps,
+            options.seed,
+            options.split,
+            overwrite=options.overwrite,
+            progress=show,
+        )
+    print(f"{options.folder}  {options.clips} clips")
     return 0
 
 

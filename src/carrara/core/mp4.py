@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from carrara.core.media import Record
+from carrara.core.media import Record, check_limits
 from carrara.core.types import VideoShape
 
 _BT709, _LIMITED, _FULL = 1, 1, 2  # ITU-T H.273 code for BT.709; FFmpeg's codes for the ranges
@@ -70,7 +70,7 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
             tags = {str(key): str(value) for key, value in container.metadata.items()}
             reformatter = VideoReformatter()
             for frame in container.decode(stream):
-                _check_limits(path, len(frames) + 1, frame.width * frame.height * 3, max_frames, max_bytes)
+                check_limits(path, len(frames) + 1, frame.width * frame.height * 3, max_frames, max_bytes)
                 pixels = reformatter.reformat(
                     frame,
                     format="rgb24",
@@ -97,15 +97,6 @@ def _matrix(frame: Any) -> int | None:
     if frame.colorspace != _UNSPECIFIED:
         return None
     return _BT709 if frame.height >= 720 else _BT601
-
-
-def _check_limits(path: Path, count: int, frame_bytes: int, max_frames: int, max_bytes: int) -> None:
-    if count > max_frames:
-        raise ValueError(f"{path}: more than {max_frames} frames; cut it shorter or raise max_frames")
-    if count * frame_bytes > max_bytes:
-        raise ValueError(
-            f"{path}: decodes to more than {max_bytes / 2**30:.1f} GiB; make it smaller or raise max_bytes"
-        )
 
 
 def _packets(path: Path) -> int:

@@ -34,8 +34,11 @@ def _tyro(kind: type[T], args: list[str], program: str, default: T | None) -> T:
 
 def _sentence(box: str, kind: type[Any], program: str, default: Any) -> str:
     """What tyro's box of an error says, as one sentence."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((index for index, line in enumerate(lines) if line.startswith("─") or not line), len(lines))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]  # without the title; lines of "-" where no UTF-8
+    while lines and not lines[0].strip("─-"):
+        lines = lines[1:]
+    rule = next((index for index, line in enumerate(lines) if not line.strip("─-╰╯")), len(lines))
     text = " ".join(lines[:rule])
     if match := re.search(r"Unrecognized options: ([^\s,]+)", text):
         token = match[1].split("=")[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from carrara.core.media import Record
+from carrara.core.media import Record, check_limits
 
 _GAP = 2  # white pixels between the frames of a contact sheet
 _PALETTE_FRAMES = 16  # how many frames, evenly spread, choose a GIF's colours
@@ -53,9 +53,9 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
     try:
         with Image.open(path) as image:
             count = getattr(image, "n_frames", 1)
-            width, height = image.size
-            if count > max_frames or count * width * height * 3 > max_bytes:
-                raise ValueError(f"{path}: {count} frames of {width}x{height} are over the limit; make it smaller")
+            check_limits(path, count, image.width * image.height * 3, max_frames, max_bytes)
+            if image.format == "GIF" and not path.read_bytes().endswith(b";"):
+                raise ValueError(f"{path}: damaged, its end is missing; copy it again")
             pixels, durations = [], []
             for index in range(count):
                 image.seek(index)
@@ -68,8 +68,9 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
         raise ValueError(f"{path}: not a readable picture, or damaged ({error})") from None
     if record and count == 1 and path.suffix.lower() == ".png":
         return _cut(pixels[0], record), record.fps, dict(record.metadata)
-    frames, fps = _in_time(np.stack(pixels), durations, record, _TICK.get(path.suffix.lower(), 1000), max_frames)
-    return frames, fps, dict(record.metadata) if record else tags
+    which, fps = _in_time(durations, record, _TICK.get(path.suffix.lower(), 1000))
+    check_limits(path, len(which), pixels[0].nbytes, max_frames, max_bytes)
+    return np.stack(pixels)[which], fps, dict(record.metadata) if record else tags
 
 
 def arrange(frames: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -113,25 +114,20 @@ def _ends(count: int, fps: float, tick: int) -> list[int]:
     return [max(round((index + 1) * tick / fps), index + 1) for index in range(count)]
 
 
-def _in_time(
-    images: np.ndarray, durations: list[int], record: Record | None, tick: int, max_frames: int
-) -> tuple[np.ndarray, float]:
-    """Images with durations in ms as frames at one rate: merged frames are taken apart again."""
-    ends = np.cumsum(durations)
+def _in_time(durations: list[int], record: Record | None, tick: int) -> tuple[np.ndarray, float]:
+    """Pictures with durations in ms as frames at one rate, merged ones taken apart again: (which picture, rate)."""
+    count, ends = len(durations), np.cumsum(durations)
     if record:
-        frames_ends = [end * 1000 // tick for end in _ends(record.shape.frames, record.fps, tick)]
-        fits = abs(int(ends[-1]) - frames_ends[-1]) <= 1000 // tick or len(images) == 1
-        if fits and len(images) <= record.shape.frames:
-            which = np.minimum(np.searchsorted(ends, frames_ends), len(images) - 1)
-            return images[which], record.fps
+        wanted = [end * 1000 // tick for end in _ends(record.shape.frames, record.fps, tick)]
+        if count == 1 or (count <= len(wanted) and abs(int(ends[-1]) - wanted[-1]) <= 1000 // tick):
+            return np.minimum(np.searchsorted(ends, wanted), count - 1), record.fps
     shortest, longest = min(durations), max(durations)
     if shortest <= 0:
-        return images, 10.0 if len(images) > 1 else 1.0  # players show frames without duration at about 10 a second
+        return np.arange(count), 10.0 if count > 1 else 1.0  # players show frames without duration at about 10 a second
     if longest - shortest <= 1000 // tick:  # one rate, rounded
-        return images, len(images) * 1000 / int(ends[-1])
-    count = min(max_frames, int(ends[-1]) // shortest)
-    which = np.minimum(np.searchsorted(ends, (np.arange(count) + 0.5) * shortest), len(images) - 1)
-    return images[which], 1000 / shortest
+        return np.arange(count), count * 1000 / int(ends[-1])
+    middles = (np.arange(int(ends[-1]) // shortest) + 0.5) * shortest
+    return np.minimum(np.searchsorted(ends, middles), count - 1), 1000 / shortest
 
 
 def _comment(image: Any) -> str | None:

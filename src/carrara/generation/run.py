@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from carrara.core.config import nearest
 from carrara.core.media import check_format, check_output, write_video
+from carrara.core.progress import progress_bar
 from carrara.core.types import VideoShape
 from carrara.generation.clip import Clip
 from carrara.generation.manifest import Manifest, Software, find_manifest, read_manifest
@@ -96,7 +95,7 @@ class Model:
 
     def sample(self, plan: Plan, progress: bool | None = None) -> Tensor:
         """The plan's latents `1 c f h w`. Raises GenerationError where they are not finite."""
-        with _bar("denoising", progress) as show:
+        with progress_bar("denoising", progress) as show:
             latents = self.system.sample([plan.prompt], [plan.seed], plan.shape, plan.sampling, plan.negative, show)
         if not latents.isfinite().all():
             settings = f"guidance={plan.sampling.guidance:g}, steps={plan.sampling.steps}"
@@ -157,7 +156,7 @@ class Model:
     def _frames(self, latents: Tensor, shape: VideoShape, progress: bool | None) -> Iterator[Tensor]:
         """Chunks uint8 `t h w 3`, watched: a value that is not finite or a clip without contrast is an error."""
         low, high, done = 255, 0, 0
-        with _bar("decoding", progress) as show:
+        with progress_bar("decoding", progress) as show:
             for video in self.system.decode_chunks(latents):
                 if not video.isfinite().all():
                     raise GenerationError(f"the decoder's output is not finite; {_cause(self.system, 'its precision')}")
@@ -252,15 +251,3 @@ def _cause(system: LatentVideo, otherwise: str) -> str:
             if not weight.isfinite().all():
                 return f"the model is damaged: its {part} has values that are not finite in {name}; copy it again"
     return f"the weights are finite, so the cause is {otherwise}; try the model's defaults and another seed"
-
-
-@contextmanager
-def _bar(what: str, progress: bool | None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr with the time left; None shows it on a terminal only."""
-    with tqdm(desc=what, disable=None if progress is None else not progress, leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

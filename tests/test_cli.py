@@ -1,0 +1,189 @@
+"""The command line: one clear line for a mistake, the same bytes again, and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from carrara.cli import output_paths, parse_size, run
+from carrara.core.media import read_video
+from carrara.generation.manifest import read_manifest
+from carrara.generation.run import GenerationError, Model
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "numpy", "av", "PIL", "transformers", "einops", "safetensors", "tqdm"}
+    for args in (["--help"], ["generate", "--help"], ["data", "pond", "--help"]):
+        code = f"import sys; from carrara.cli import run; assert run({args}) == 0; print(*({heavy} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "usage: carrara" in done.stdout
+        assert done.stdout.splitlines()[-1] == ""
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["genrate"], "unknown command 'genrate'; did you mean generate?"),
+        (["generate"], "no prompt; say what to show"),
+        (["generate", "a", "--sed", "3"], "unknown option --sed; did you mean --seed"),
+        (["generate", "a", "--seed", "x"], "--seed 'x': expected INT"),
+        (["generate", "a", "--steps=2.5"], "--steps '2.5': expected INT"),
+        (["generate", "a", "-o"], "Missing value"),
+        (["generate", "a", "-o", "x.mp5"], "did you mean .mp4?"),
+        (["generate", "a", "b", "-o", "x.mp4"], "one file for 2 prompts"),
+        (["generate", "a", "--size", "64"], "size='64': expected WIDTHxHEIGHT"),
+        (["generate", "a", "--model", "nowhere"], "unknown model 'nowhere'"),
+        (["generate", "--from", "none.mp4"], "none.mp4: no such file"),
+        (["generate", "--from", "none.mp4", "--seed", "1"], "leave out --seed"),
+        (["generate", "--from", "none.mp4", "a"], "leave out the prompt"),
+        (["data", "lake", "x"], "unknown data set 'lake'"),
+        (["data", "pond"], "DIR"),
+        (["info", "/nowhere/model"], "no such model folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(args, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("carrara: ")
+    assert said in captured.err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--frames", "10"], "nearest 9 or 13"),
+        (["--size", "33x16"], "width=33"),
+        (["--guidance", "nan"], "guidance=nan"),
+        (["--fps", "60", "-o", "x.gif"], "at most 50"),
+        (["--sampler", "unipcc"], "did you mean unipc?"),
+        (["-o", "there.mp4"], "exists already; pass --overwrite"),
+        (["-o", "out/x.mp4", "--seed", "-1"], "seed=-1"),
+    ],
+)
+def test_mistakes_that_need_the_model(tiny_folder, options, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.mp4").touch()
+    assert run(["generate", "a red ball", "--model", str(tiny_folder), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["there.mp4"]
+
+
+def test_generate_and_generate_again(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(tiny_folder)]
+    assert run(["generate", "A red ball!", "a red ball", *model, "--seed", "3", "--steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["out/a-red-ball.mp4", "seed 3"],
+        ["out/a-red-ball-2.mp4", "seed 4"],
+    ]
+    assert run(["generate", "--from", "out/a-red-ball-2.mp4", "-o", "again.mp4"]) == 0
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "out/a-red-ball-2.mp4").read_bytes()
+    assert run(["generate", "--from", "again.mp4", "-o", "clip.gif"]) == 0
+    assert read_manifest(tmp_path / "clip.gif") == read_manifest(tmp_path / "again.mp4")
+
+
+def test_a_sheet_is_written_beside_the_clip(tiny_folder, tmp_path, capsys):
+    args = ["generate", "--model", str(tiny_folder), "-o", str(tmp_path / "x.mp4"), "--sheet", "--", "a red ball"]
+    assert run(args) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "x.png")
+    clip, sheet = read_video(tmp_path / "x.mp4"), read_video(tmp_path / "x.png")
+    assert clip[0].equal(sheet[0])
+    assert clip[1:] == sheet[1:]
+    assert run(args) == 2
+
+
+def test_unknown_words_are_told_before_the_run(tiny_folder, tmp_path, capsys):
+    args = ["generate", "a red dragon", "--model", str(tiny_folder), "-o", str(tmp_path / "x.mp4")]
+    assert run(args) == 0
+    assert "never seen 'dragon'" in capsys.readouterr().err
+
+
+def test_other_weights_and_files_without_manifest_are_refused(tiny_folder, tiny_system, tmp_path, capsys):
+    import copy
+
+    import torch
+
+    from carrara.core.media import write_video
+
+    assert run(["generate", "a ball", "--model", str(tiny_folder), "-o", str(tmp_path / "x.mp4")]) == 0
+    other = copy.copy(tiny_system)
+    other.denoiser = copy.deepcopy(other.denoiser)
+    with torch.no_grad():
+        other.denoiser.head.bias.add_(1)
+    other.save(tmp_path / "other")
+    capsys.readouterr()
+    assert run(["generate", "--from", str(tmp_path / "x.mp4"), "--model", str(tmp_path / "other")]) == 2
+    assert "with weights" in capsys.readouterr().err
+    write_video(tmp_path / "plain.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 16)
+    assert run(["generate", "--from", str(tmp_path / "plain.mp4")]) == 2
+    assert "carries no manifest" in capsys.readouterr().err
+
+
+def test_saved_latents_are_decoded(tiny_folder, tmp_path, monkeypatch, capsys):
+    whole, path = tmp_path / "whole.mp4", tmp_path / "x.mp4"
+    args = ["generate", "a red ball", "--model", str(tiny_folder), "--seed", "1", "-o"]
+    assert run([*args, str(whole)]) == 0
+    with monkeypatch.context() as patch:
+
+        def fails(*_args, **_kwargs):
+            raise OSError("disk full")
+
+        patch.setattr(Model, "write_latents", fails)
+        capsys.readouterr()
+        assert run([*args, str(path)]) == 1
+    command = capsys.readouterr().err.strip().partition("go on with: carrara ")[2]
+    assert run(command.split()) == 0
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_failures_that_are_no_mistake_exit_1_in_one_line(tiny_folder, tmp_path, monkeypatch, capsys):
+    def fails(*_args, **_kwargs):
+        raise GenerationError("nothing\nto show")
+
+    monkeypatch.setattr(Model, "sample", fails)
+    assert run(["generate", "a ball", "--model", str(tiny_folder), "-o", str(tmp_path / "x.mp4")]) == 1
+    assert capsys.readouterr().err == "carrara: nothing to show\n"
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tiny_folder, tmp_path):
+    """A real interrupt of a real run that would take minutes."""
+    command = [sys.executable, "-c", "from carrara.cli import main; main()", "generate", "a red dragon"]
+    options = ["--model", str(tiny_folder), "--steps", "1000", "--size", "256x256", "--frames", "41", "-o", "x.mp4"]
+    process = subprocess.Popen([*command, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "never seen 'dragon'" in process.stderr.readline()  # the last word before the run
+    time.sleep(0.5)  # well into it
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == "carrara: interrupted"
+    assert os.listdir(tmp_path) == []
+
+
+def test_info_says_what_the_model_makes_and_knows(tiny_folder, capsys):
+    assert run(["info", str(tiny_folder)]) == 0
+    out = capsys.readouterr().out
+    for said in ("9 frames of 32x16 at 8 fps", "multiples of 16x16, 4k+1 frames", "unipc, 2 steps", "frog, grass"):
+        assert said in out
+
+
+def test_paths_and_sizes(tmp_path):
+    assert [str(path) for path in output_paths(["a b", "a/b"], None)] == ["out/a-b.mp4", "out/a-b-2.mp4"]
+    assert output_paths(["a"], str(tmp_path)) == [tmp_path / "a.mp4"]
+    assert output_paths(["a"], "new/", ".gif")[0].as_posix() == "new/a.gif"
+    assert output_paths(["a"], "x.webp")[0].as_posix() == "x.webp"
+    assert parse_size("128x96") == (128, 96)
+    for wrong in ("128", "0x", "ax3", "1x2x3", "-1x3"):
+        with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+            parse_size(wrong)
