@@ -8,6 +8,7 @@ import pytest
 
 from carrara.data.pond import lexicon
 from carrara.data.pond.captions import LEVELS, Caption, caption, count_tokens, start_place, vocabulary
+from carrara.data.pond.sampling import sample_scene
 from carrara.data.pond.world import (
     ACTORS,
     BACKGROUNDS,
@@ -71,7 +72,7 @@ def test_the_tables_cover_the_world() -> None:
     assert set(lexicon.MOTIONS) == set(MOTIONS)
     assert set(lexicon.PLACES) == set(lexicon.SCENERY) == set(BACKGROUNDS)
     assert set(lexicon.RELATIONS) == set(RELATIONS)
-    assert set(lexicon.WALLS) == set(lexicon.WALLS_STILL) == set(WALLS)
+    assert set(lexicon.WALLS) == set(lexicon.WALLS_BESIDE) == set(WALLS)
     assert set(lexicon.CAMERAS) == set(CAMERAS)
 
 
@@ -159,6 +160,21 @@ def test_a_caption_says_what_it_claims_and_nothing_else() -> None:
             assert not any(path.endswith(("motion", "heading", "camera")) for path in said.attributes)
 
 
+def test_drawn_scenes_fit_with_everything_that_their_level_may_say() -> None:
+    for seed in range(600):
+        scene = sample_scene(seed)
+        dense = caption(scene, "dense").attributes
+        wanted = {"background", "wall", "relation", "camera"} - {
+            name for name in ("wall", "relation") if getattr(scene, name) is None
+        }
+        for i in range(len(scene.actors)):
+            wanted |= {f"actors.{i}.{name}" for name in ("kind", "colour", "size", "motion")}
+        assert wanted <= dense, (scene, caption(scene, "dense"))
+        short = caption(scene, "short").attributes
+        least = {f"actors.{i}.{name}" for i in range(len(scene.actors)) for name in ("kind", "colour")}
+        assert least | {"actors.0.motion"} <= short, caption(scene, "short")
+
+
 def test_articles_agree() -> None:
     for _, said, _ in all_captions(500):
         assert not re.search(r"\ban [^aeiou]|\ba [aeiou]|  | ,|\{|\}", said.text), said.text
@@ -190,6 +206,14 @@ def test_two_actors_that_do_the_same_take_the_plural() -> None:
             "a red ball bounces on the sand to the left of a blue box",
         ),
         (Scene("sand", (Actor("ball", "red"),), still=True), "a red ball on the sand"),
+        (
+            Scene("plain", (Actor("car", "orange", motion="right"),), wall="hides"),
+            "an orange car moves right on a plain background and passes behind a wall",
+        ),
+        (
+            Scene("sand", (Actor("ring", "pink", motion="left"),), wall="stops"),
+            "a pink ring moves left on the sand until a wall stops it",
+        ),
     ],
 )
 def test_plain_sentences_are_the_short_canonical_captions(scene: Scene, expected: str) -> None:

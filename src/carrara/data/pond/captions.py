@@ -127,20 +127,15 @@ def _compose(scene: Scene, topics: frozenset[str], voice: _Voice) -> str:
     else:
         template, verbs = _together(scene, topics, voice) if scene.relation is None else _relate(scene, topics, voice)
         parts = nouns | verbs
-    main = _fill(template, **parts, place=_place(scene, topics, voice)) + _start(scene, topics, voice)
-    if scene.still:
-        if scene.wall and "wall" in topics:
-            main = f"{main} {voice.say(lexicon.WALLS_STILL[scene.wall], 'wall')}"
-        return _articles(main)
-    clauses = []
+    main = _fill(template, **parts, place=_place(scene, topics, voice))
     if scene.wall and "wall" in topics:
-        clauses.append(voice.say(lexicon.WALLS[scene.wall], "wall"))
-    if ("still camera" if scene.camera == "still" else "camera") in topics:
-        clauses.append(voice.say(lexicon.CAMERAS[scene.camera], "camera"))
-    if clauses:
+        walls = lexicon.WALLS if len(nouns) == 1 and "va" in parts else lexicon.WALLS_BESIDE
+        main = f"{main} {voice.say(walls[scene.wall], 'wall')}"
+    main += _start(scene, topics, voice)
+    if not scene.still and ("still camera" if scene.camera == "still" else "camera") in topics:
         join = voice.say(lexicon.JOINS)
         comma = "," if "," in main and join.startswith(" ") else ""  # closes ", starting on the left"
-        main += comma + join + lexicon.AND.join(clauses)
+        main += comma + join + voice.say(lexicon.CAMERAS[scene.camera], "camera")
     return _articles(main)
 
 
@@ -215,7 +210,7 @@ def _place(scene: Scene, topics: frozenset[str], voice: _Voice) -> str:
     if "place" not in topics:
         return ""
     ways, actor = lexicon.PLACES[scene.background], scene.actors[0]
-    over = lexicon.OVER_WATER if scene.background == "pond" else lexicon.OVER
+    over = () if scene.still else lexicon.OVER_WATER if scene.background == "pond" else lexicon.OVER
     how = "in" if actor.kind == "fish" or actor.motion == "swims" else "over" if actor.motion in over else "on"
     if how not in ways:
         how = "over" if how == "in" and "over" in ways else "on"

@@ -185,7 +185,7 @@ SCENERY: dict[str, Ways] = {
     "sky": ("with white clouds", "with clouds", "with a few clouds"),
     "pond": ("with lily pads", "with lily pads and reeds", "with floating leaves"),
     "meadow": ("with flowers", "with pale flowers", "with distant hills"),
-    "night": ("with stars and a moon", "with bright stars", "with twinkling stars and a moon"),
+    "night": ("with stars and a moon", "with a bright moon", "with a shining moon"),
     "sand": ("with pebbles", "with scattered stones", "with dunes"),
     "plain": ("with pale dots", "with a row of dots", "with a plank floor"),
 }
@@ -233,17 +233,24 @@ STILL_RELATIONS: dict[str, Ways] = {
 }
 GOING = "{va} and"
 
+# After what one moving actor does; after anything else.
 WALLS: dict[str, Ways] = {
     "hides": (
-        "a wall stands in front",
-        "a brick wall stands in front",
-        "a wall hides part of the view",
-        "a wall in front covers part of the scene",
-        "there is a wall in front",
+        "and passes behind a wall",
+        "and goes behind a wall",
+        "and disappears behind a brick wall",
+        "and is hidden by a wall for a while",
+        "behind a wall",
     ),
-    "stops": ("a wall stands in the way", "a wall blocks the way", "there is a wall in the way"),
+    "stops": (
+        "until a wall stops it",
+        "and stops at a wall",
+        "and runs into a wall",
+        "and bumps into a brick wall",
+        "but a wall stops it",
+    ),
 }
-WALLS_STILL: dict[str, Ways] = {
+WALLS_BESIDE: dict[str, Ways] = {
     "hides": ("with a wall in front", "and a wall stands in front"),
     "stops": ("with a wall", "next to a wall", "beside a wall"),
 }
@@ -259,6 +266,5 @@ CAMERAS: dict[str, Ways] = {
     "zoom in": ("the camera zooms in", "the camera moves closer", "the view zooms in", "the camera comes closer"),
     "zoom out": ("the camera zooms out", "the camera moves back", "the view zooms out", "the camera moves away"),
 }
-JOINS: Ways = (" while ", " as ", ", and ", ". ")  # the sentence and what follows it
-AND = " and "
+JOINS: Ways = (" while ", " as ", ", and ", ". ")  # between what happens and what the camera does
 ARTICLES = ("a", "an")
