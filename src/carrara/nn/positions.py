@@ -1,8 +1,8 @@
 """Where a token is in the clip: rotary positions over (time, row, column).
 
 Not standard: positions are real numbers, not indices into a table, so a keyframe between two latent frames has its
-true time. Angles are float64 and only their cosine and sine are rounded to float32. Rotations are stored as complex
-numbers: channels (2i, 2i + 1) are the real and imaginary part of pair i (interleaved pairs, as in Wan).
+true time. Angles are float64 and only their cosine and sine are rounded to float32. Channels (2i, 2i + 1) are the
+real and imaginary part of pair i (interleaved pairs, as in Wan).
 Source: RoFormer (arXiv:2104.09864), eq. 34, one axis after the other along the channels.
 """
 
@@ -37,7 +37,7 @@ def grid_positions(times: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def rotations(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Unit complex numbers `(..., n, head_dim / 2)`: how far each channel pair turns at `positions` `(..., n, 3)`.
+    """Cosine and sine `(..., n, head_dim / 2, 2)` of how far each channel pair turns at `positions` `(..., n, 3)`.
 
     Pair i of an axis of width w turns by position * theta^(-2i / w).
     """
@@ -47,13 +47,13 @@ def rotations(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tenso
         for position, width in zip(positions.unbind(-1), axis_widths(head_dim))
     ]
     angle = torch.cat(angles, dim=-1)
-    return torch.complex(angle.cos().float(), angle.sin().float())
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the channel pairs of heads `b n h c` by `turns` `(b or 1, n, c / 2)`. Computed and returned in float32."""
-    pairs, turns = x.float().unflatten(-1, (-1, 2)), turns[..., None, :]
+    """Turn the channel pairs of heads `b n h c` by `turns` `(b or 1, n, c / 2, 2)`, in float32."""
+    pairs, turns = x.float().unflatten(-1, (-1, 2)), turns[..., None, :, :]
     if torch.compiler.is_compiling():  # compilers fuse real arithmetic, and leave complex numbers alone
-        (real, imaginary), cos, sin = pairs.unbind(-1), turns.real, turns.imag
+        (real, imaginary), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
         return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
