@@ -110,6 +110,8 @@ def draw(rng: random.Random, mix: Mix, plan: Plan) -> Scene:
             size = "large" if motion == "spins" else "small"
         elif plan.two and (motion in ("grows", "shrinks", "jumps") or plan.camera != "still"):
             size = "small"  # there is no room for more
+        elif plan.relation == "follows" and outline(kind).half_width > 1.05:
+            size = "small"  # two large wide ones would have no way to go
         elif (plan.camera != "still" and motion in CRAMPED) or (
             plan.wall == "hides" and outline(kind).half_width > 1.04
         ):
@@ -171,7 +173,7 @@ def arrange(scene: Scene, rng: random.Random) -> Scene:
             halves = halves[::-1]
         return replace(scene, actors=tuple(place(a, rng, h, (-0.5, FLOOR)) for a, h in zip(actors, halves)))
     lower = place(actors[0], rng, (-0.5, 0.5), (0.02, FLOOR))
-    top = lower.y - lower.radius - 0.02 if lower.motion != "jumps" else -0.13
+    top = lower.y - lower.radius * outline(lower.kind).reach[1] - 0.02 if lower.motion != "jumps" else -0.13
     upper = place(actors[1], rng, (-0.5, 0.5), (-0.5, top))
     return replace(scene, actors=(lower, upper))
 
@@ -197,6 +199,7 @@ def place(actor: Actor, rng: random.Random, across: tuple[float, float], down: t
     turned = actor.motion in ("spins", "swims", "flies")
     round_reach = max(float(np.hypot(*measured.hull.T).max()), 0.0)
     wide = actor.radius * grown * (round_reach if turned else measured.half_width)
+    wide *= 1.24 if actor.motion in ("bounces", "jumps") else 1.0  # pressed flat, it is wider
     foot = actor.radius * grown * (round_reach if actor.motion in ("spins", "swims") else measured.foot)
     left, right = across[0] + wide, across[1] - wide
     top = down[0] + actor.radius * grown * (round_reach if turned else measured.reach[1] if not actor.stilts else 1.0)

@@ -212,16 +212,16 @@ def frog_on_stilts(x: Tensor, y: Tensor, limb: Tensor) -> list[Layer]:
 
 def bird(x: Tensor, y: Tensor, limb: Tensor) -> list[Layer]:
     """A bird from the side; the wing beats with the limb phase and is folded at phase 0."""
-    body = ellipse(x + 0.08, y - 0.16, 0.72, 0.5)
-    head = circle(x, y, 0.5, -0.3, 0.38)
-    beak = polygon(x, y, (0.78, -0.46), (1.16, -0.24), (0.78, -0.06))
+    body = ellipse(x + 0.08, y - 0.18, 0.72, 0.57)
+    head = circle(x, y, 0.5, -0.33, 0.41)
+    beak = polygon(x, y, (0.78, -0.5), (1.14, -0.27), (0.78, -0.08))
     tail = polygon(x, y, (-0.55, -0.06), (-1.08, -0.42), (-1.12, 0.02), (-0.5, 0.36))
     beat = torch.sin(limb) * 1.15
     c, s = torch.cos(beat), torch.sin(beat)
     wx, wy = x - 0.12, y - 0.06  # the shoulder
     along, across = -(wx * c + wy * s), wy * c - wx * s
     wing = ellipse(along - 0.42, across, 0.56, 0.27)
-    eye = circle(x, y, 0.6, -0.36, 0.12)
+    eye = circle(x, y, 0.6, -0.4, 0.13)
     return [
         Layer(beak, ACCENT, True),
         Layer(tail, DARKER, True),
@@ -229,7 +229,7 @@ def bird(x: Tensor, y: Tensor, limb: Tensor) -> list[Layer]:
         Layer(wing, EDGE, True),
         Layer(wing + OUTLINE, LIGHTER),
         Layer(eye, WHITE),
-        Layer(circle(x, y, 0.63, -0.36, 0.07), INK),
+        Layer(circle(x, y, 0.63, -0.4, 0.075), INK),
     ]
 
 
