@@ -14,7 +14,8 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from carrara.autoencoders.video_blocks import CausalConv, State, Stream, VideoDecoder, VideoEncoder, initialise
+from carrara.autoencoders.causal import CausalConv, State, Stream
+from carrara.autoencoders.video_blocks import VideoDecoder, VideoEncoder, initialise
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.types import Stride, VideoShape, check_multiple
 
@@ -80,8 +81,9 @@ class VideoAutoencoder(nn.Module):
         with torch.no_grad():
             for one_to_one in (self.to_moments, self.from_latents):
                 one_to_one.weight.copy_(torch.eye(len(one_to_one.weight))[..., None, None, None])
-            self.encoder.conv_out.weight[z:].mul_(0.1)
-            self.encoder.conv_out.bias[z:].fill_(-4)
+            out = self.encoder.conv_out
+            out.weight[z:].mul_(0.1)
+            nn.init.constant_(out.get_parameter("bias")[z:], -4)
             self.decoder.conv_out.weight.mul_(0.3)
         return self
 
@@ -112,7 +114,7 @@ class VideoAutoencoder(nn.Module):
         return self.normalise(self.posterior(video).mean)
 
     def encode_chunk(self, chunk: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The next frames of a clip: first 1 + 4k of them with state None, then multiples of 4 with the state returned."""
+        """The next frames of a clip: first 1 + 4k with state None, then 4k with the state that came back."""
         _check_axes("chunk", chunk, 3)
         if state is None:
             VideoShape(*chunk.shape[2:]).latent(self.stride)
@@ -134,7 +136,7 @@ class VideoAutoencoder(nn.Module):
 
     @torch.no_grad()
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        """The clip latent frame by latent frame: first 1 frame, then 4 at a time. Memory does not grow with the clip."""
+        """The clip by latent frames: first 1 frame, then 4 at a time. Memory does not grow with the clip."""
         state = None
         for frame in latents.split(1, dim=2):
             video, state = self.decode_chunk(frame, state)
@@ -164,7 +166,9 @@ class VideoAutoencoder(nn.Module):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # Made where they are used: always float32, whatever the module is cast to or loaded as.
-        pair = torch.tensor([self.config.latents_mean, self.config.latents_std], dtype=torch.float32, device=like.device)
+        pair = torch.tensor(
+            [self.config.latents_mean, self.config.latents_std], dtype=torch.float32, device=like.device
+        )
         mean, std = pair.reshape(2, 1, -1, 1, 1, 1)
         return mean, std
 

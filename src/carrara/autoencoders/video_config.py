@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from carrara.core.config import nearest
+from carrara.core.config import from_dict, nearest
 from carrara.core.types import Stride
 
 CLASS_NAME = "AutoencoderKLWan"
@@ -45,7 +46,9 @@ class VideoAutoencoderConfig:
         for name, fill in (("latents_mean", 0.0), ("latents_std", 1.0)):
             values = getattr(self, name) or (fill,) * self.latent_channels
             if len(values) != self.latent_channels:
-                raise ValueError(f"{name} has {len(values)} values: expected one per latent channel, {self.latent_channels}")
+                raise ValueError(
+                    f"{name} has {len(values)} values: expected one per latent channel, {self.latent_channels}"
+                )
             object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.latents_std) <= 0:
             raise ValueError(f"latents_std={min(self.latents_std)}: must be positive; measure the latents again")
@@ -82,7 +85,7 @@ class VideoAutoencoderConfig:
                 raise ValueError(f"vae config: no setting {key!r}; {nearest(key, [*_THEIRS, *_IMPLIED])}")
         read = {_THEIRS[key]: value for key, value in values.items() if key in _THEIRS}
         read["patch"] = read.get("patch") or 1
-        config = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in read.items()})
+        config = from_dict(cls, read, "vae config")
         implied = config.to_diffusers()
         for key in _IMPLIED:
             if key in values and values[key] != implied[key]:
@@ -122,7 +125,7 @@ _IMPLIED = ("in_channels", "out_channels", "scale_factor_temporal", "scale_facto
 
 def _check_shortcuts(name: str, dims: tuple[int, ...], temporal: tuple[bool, ...]) -> None:
     """A shortcut averages (or repeats) whole groups of channels, so the widths must divide."""
-    for level, (narrow, wide) in enumerate(zip(dims[:-1], dims[1:])):
+    for level, (narrow, wide) in enumerate(pairwise(dims)):
         last = level == len(temporal)
         factor = 1 if last else (8 if temporal[level] else 4)
         source, target = (narrow * factor, wide) if name == "encoder" else (wide * factor, narrow)
@@ -135,17 +138,19 @@ def _check_shortcuts(name: str, dims: tuple[int, ...], temporal: tuple[bool, ...
             )
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split())
+
+
 WAN_2_1 = VideoAutoencoderConfig(
-    # fmt: off
-    latents_mean=(
-        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-    ),
-    latents_std=(
-        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-    ),
-    # fmt: on
+    latents_mean=_numbers("""
+        -0.7571 -0.7089 -0.9113 0.1075 -0.1745 0.9653 -0.1517 1.5508 0.4134 -0.0715 0.5517 -0.3632 -0.1922
+        -0.9497 0.2503 -0.2921
+    """),
+    latents_std=_numbers("""
+        2.8184 1.4541 2.3275 2.6558 1.2196 1.7708 2.6052 2.0743 3.2687 2.1526 2.8652 1.5579 1.6382 1.1253
+        2.8251 1.9160
+    """),
 )
 
 WAN_2_2 = VideoAutoencoderConfig(
@@ -154,18 +159,16 @@ WAN_2_2 = VideoAutoencoderConfig(
     latent_channels=48,
     residual=True,
     patch=2,
-    # fmt: off
-    latents_mean=(
-        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
-        0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
-        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
-        -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
-    ),
-    latents_std=(
-        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
-        0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
-        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
-        0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
-    ),
-    # fmt: on
+    latents_mean=_numbers("""
+        -0.2289 -0.0052 -0.1323 -0.2339 -0.2799 0.0174 0.1838 0.1557 -0.1382 0.0542 0.2813 0.0891 0.1570
+        -0.0098 0.0375 -0.1825 -0.2246 -0.1207 -0.0698 0.5109 0.2665 -0.2108 -0.2158 0.2502 -0.2055 -0.0322
+        0.1109 0.1567 -0.0729 0.0899 -0.2799 -0.1230 -0.0313 -0.1649 0.0117 0.0723 -0.2839 -0.2083 -0.0520
+        0.3748 0.0152 0.1957 0.1433 -0.2944 0.3573 -0.0548 -0.1681 -0.0667
+    """),
+    latents_std=_numbers("""
+        0.4765 1.0364 0.4514 1.1677 0.5313 0.4990 0.4818 0.5013 0.8158 1.0344 0.5894 1.0901 0.6885 0.6165
+        0.8454 0.4978 0.5759 0.3523 0.7135 0.6804 0.5833 1.4146 0.8986 0.5659 0.7069 0.5338 0.4889 0.4917
+        0.4069 0.4999 0.6866 0.4093 0.5709 0.6065 0.6415 0.4944 0.5726 1.2042 0.5458 1.6887 0.3971 1.0600
+        0.3943 0.5537 0.5444 0.4089 0.7468 0.7744
+    """),
 )

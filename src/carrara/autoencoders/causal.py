@@ -1,0 +1,125 @@
+"""Causality in time: streams of frames, convolutions that see only the past, and the norm between them.
+
+Every tensor is `b c t h w`, channels last in memory. Not standard here: a `Stream` carries what layers remember of
+earlier frames through one pass, so no layer holds state; and norm and SiLU are one differentiable step, because on a
+CPU their passes over memory cost as much as the convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]  # what every layer with a memory left, in the order in which they run
+
+
+class Stream:
+    """One pass over a chunk of frames: layers take what the chunk before left, and leave what the next will need.
+
+    `Stream()` is a whole clip: it begins with nothing and keeps nothing, so layers stay pure and can be recomputed.
+    """
+
+    def __init__(self, past: State | None = None, *, keep: bool = False) -> None:
+        self.first = past is None  # this chunk holds the clip's first frame
+        self.keep = keep
+        self.whole = self.first and not keep
+        self._past = iter(past or ())
+        self._left: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """What the calling layer left at the chunk before. Only where `first` is false."""
+        return next(self._past)
+
+    def leave(self, frames: Tensor) -> None:
+        """Keep frames for the calling layer at the next chunk: a copy, so that the chunk itself can be freed."""
+        if self.keep:
+            self._left.append(frames.detach().clone() if not torch.is_grad_enabled() else frames.clone())
+
+    def before(self, x: Tensor, frames: int) -> Tensor:
+        """x with the frames before it in front, zeros where the clip begins."""
+        past = no_frames(x, frames) if self.first else self.take().to(x.dtype)
+        joined = torch.cat([past, x], dim=2)
+        self.leave(joined[:, :, -frames:])
+        return joined
+
+    def state(self) -> State:
+        return tuple(self._left)
+
+
+def no_frames(x: Tensor, frames: int) -> Tensor:
+    """Zeros before x, `b c frames h w`, channels last as x is: joined with another layout x would lose its own."""
+    b, c, _, h, w = x.shape
+    return x.new_zeros(b, frames, h, w, c).movedim(-1, 1)
+
+
+class CausalConv(nn.Conv3d):
+    """3D convolution that sees the present frame and those before: time is padded on the left only."""
+
+    def __init__(self, channels: int, out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(channels, out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
+        history = self.kernel_size[0] - 1
+        if not history:
+            return super().forward(x)
+        if stream.whole and x.shape[2] == 1:  # an image: the taps on the past would only meet zeros
+            return F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding)
+        return super().forward(stream.before(x, history))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x over channels) * gamma (Zhang and Sennrich 2019, without bias).
+
+    Written by the mean square, which equals L2-normalising and scaling by the root of the width.
+    """
+
+    def __init__(self, channels: int, axes: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = _inverse_rms(x.movedim(1, -1)).movedim(-1, 1)
+        return x * (scale * self.gamma.reshape(-1, 1, 1, 1).to(x.dtype))
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the normalised x, as one step that stores nothing but x and its scale for the backward pass."""
+        return _NormSiLU.apply(x, self.gamma.flatten())
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    """`... c` to `... 1`. The mean is a matrix product, which sums in float32 and is the fastest form on a CPU."""
+    with torch.autocast(x.device.type, enabled=False):
+        mean = x.square() @ torch.full((x.shape[-1], 1), 1 / x.shape[-1], dtype=x.dtype, device=x.device)
+        return (mean.to(torch.promote_types(x.dtype, torch.float32)) + 1e-12).rsqrt().to(x.dtype)
+
+
+class _NormSiLU(torch.autograd.Function):
+    """With s = 1 / rms(x), n = x s and u = gamma n: y = silu(u), and from g = dy silu'(u),
+
+    dgamma = sum of g n over places; dx = s (gamma g - n mean over channels of gamma g n).
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gamma: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        scale = _inverse_rms(last)
+        ctx.save_for_backward(x, gamma, scale)
+        return F.silu(last * (scale * gamma.to(x.dtype)), inplace=True).movedim(-1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        x, gamma, scale = ctx.saved_tensors
+        gain = gamma.to(x.dtype)
+        n = x.movedim(1, -1) * scale
+        g = torch.ops.aten.silu_backward(outer.movedim(1, -1), n * gain)
+        gn = g * n
+        mean = gn @ (gain / len(gain))[:, None]
+        ones = gn.new_ones(1, gn[..., 0].numel())
+        dgamma = (ones @ gn.reshape(-1, len(gain)))[0].to(gamma.dtype)
+        dx = g.mul_(gain).sub_(n.mul_(mean)).mul_(scale)
+        return dx.movedim(-1, 1), dgamma
