@@ -37,7 +37,8 @@ class VideoShape:
         check_frames(self.frames, stride.time)
         for name, value in (("height", self.height), ("width", self.width)):
             check_multiple(name, value, stride.space)
-        return LatentShape((self.frames - 1) // stride.time + 1, self.height // stride.space, self.width // stride.space)
+        frames = (self.frames - 1) // stride.time + 1
+        return LatentShape(frames, self.height // stride.space, self.width // stride.space)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,12 @@
+"""Recipes: functions that return a whole training configuration, one per published run.
+
+Each recipe is a frozen dataclass with `run(folder)`; `carrara train NAME --setting value` changes single settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from carrara.recipes.pond import PondRecipe, pond, pond_tiny
+
+RECIPES: dict[str, Callable[[], PondRecipe]] = {"pond": pond, "pond-tiny": pond_tiny}

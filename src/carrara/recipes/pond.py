@@ -1,0 +1,263 @@
+"""The bundled model, from nothing: an autoencoder for the pond's clips, a cache of their latents, then the denoiser.
+
+    carrara train pond -o runs/pond
+
+Each stage is resumed where it stopped and skipped once it is finished; the model folder ends up in
+`runs/pond/denoiser/model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from carrara.autoencoders.losses import AutoencoderLossConfig
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.autoencoders.video_config import VideoAutoencoderConfig
+from carrara.core.config import to_dict
+from carrara.core.types import VideoShape
+from carrara.core.weights import fingerprint
+from carrara.data.batches import mix as mix_seed
+from carrara.data.latents import LatentCache
+from carrara.data.pond.sampling import EVERYTHING, Mix
+from carrara.denoisers.dit import DiT, DiTConfig
+from carrara.diffusion.fields import FieldMix
+from carrara.recipes.pond_data import (
+    Captioning,
+    PixelSource,
+    actor_crops,
+    encode_clips,
+    latent_source,
+    train_pond_tokenizer,
+)
+from carrara.systems.folder import read_autoencoder
+from carrara.systems.latent import Defaults, LatentVideo, Sampling
+from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
+from carrara.text.encoder import TextEncoder, TextEncoderConfig
+from carrara.training.config import TrainConfig
+from carrara.training.loop import train
+
+PICTURED = (
+    "a red ball bounces on the grass",
+    "a green frog jumps over the pond",
+    "a yellow star spins in the night sky",
+    "a blue car moves right on the sand",
+    "a large pink heart grows",
+    "a small white bird takes flight in the sky",
+    "an orange fish swims in the pond",
+    "a purple box goes up",
+)
+
+# Where the scenes of each use begin, so that no scene is seen twice; evaluation draws from 2**40 on.
+AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES = 0, 2**33, 2**34
+
+
+@dataclass(frozen=True)
+class AutoencoderStage:
+    """How the autoencoder is trained: its shape, its loss, the world's mix.
+
+    batch: whole clips in a step; crop: side in pixels of the windows around actors that three steps of four are made
+    of, `crop_batch` of them, `per_clip` from each rendered clip; 0 for whole clips only.
+    """
+
+    model: VideoAutoencoderConfig
+    train: TrainConfig
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    mix: Mix = field(default_factory=Mix)
+    batch: int = 8
+    crop: int = 0
+    crop_batch: int = 32
+    per_clip: int = 2
+    validation: int = 48
+
+
+@dataclass(frozen=True)
+class DenoiserStage:
+    """How the transformer and the text encoder are trained together on cached latents.
+
+    model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
+    clips: how many are rendered and encoded once; image_share: steps on first frames alone, `early_image_share` during
+    the first tenth of `image_steps`; fields: kinds of noise field; sampling: what the finished model does by default.
+    """
+
+    model: DiTConfig
+    train: TrainConfig
+    mix: Mix = field(default_factory=Mix)
+    clips: int = 24_000
+    shard: int = 1000
+    batch: int = 64
+    validation: int = 128
+    text_width: int = 192
+    text_layers: int = 2
+    captioning: Captioning = field(default_factory=Captioning)
+    fields: FieldMix = field(default_factory=FieldMix)
+    sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
+
+
+@dataclass(frozen=True)
+class PondRecipe:
+    """Everything that decides the bundled model. device: "cpu", "cuda", or "auto"."""
+
+    autoencoder: AutoencoderStage
+    denoiser: DenoiserStage
+    width: int = 128
+    height: int = 128
+    frames: int = 17
+    fps: float = 8.0
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def shape(self) -> VideoShape:
+        return VideoShape(self.frames, self.height, self.width)
+
+    def run(self, folder: Path) -> Path:
+        """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
+        self.shape.latent(self.autoencoder.model.stride).tokens(self.denoiser.model.patch)
+        device = torch.device(_device(self.device))
+        trained = self.train_autoencoder(folder / "autoencoder", device)
+        cache, validation = self.cache_latents(folder, trained, device)
+        return self.train_denoiser(folder / "denoiser", trained, cache, validation, device)
+
+    def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
+        """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
+        model = folder / "model"
+        if (model / "config.json").is_file():
+            return model
+        stage = self.autoencoder
+        autoencoder = VideoAutoencoder(stage.model)
+        autoencoder.initialise(torch.Generator().manual_seed(self.seed))
+        autoencoder.to(device)
+        source = PixelSource(self.shape, self.fps, stage.mix, device)
+        rendered = max(stage.batch, stage.crop_batch // stage.per_clip)
+
+        def batch(step: int) -> PixelBatch:
+            first = AUTOENCODER_SCENES + step * rendered
+            if not stage.crop or step % 4 == 3:
+                return source.batch(first, stage.batch)
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
+            clips = source.batch(first, stage.crop_batch // stage.per_clip)
+            return actor_crops(clips, stage.crop, stage.per_clip, generator)
+
+        validation = source.batch(VALIDATION_SCENES, stage.validation)
+        phase = AutoencoderPhase(autoencoder, batch, validation, stage.loss)
+        return train(phase, stage.train, folder, self._settings("autoencoder"))
+
+    def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
+        """Stage two: the training and the validation clips, rendered and encoded once."""
+        stage = self.denoiser
+        autoencoder = read_autoencoder(trained).to(device)
+        made_by = fingerprint(sorted(trained.iterdir()))
+        source = PixelSource(self.shape, self.fps, stage.mix, device)
+        caches = []
+        for name, first, count in (
+            ("latents", CACHED_SCENES, stage.clips),
+            ("latents-validation", VALIDATION_SCENES, stage.validation),
+        ):
+            encode_clips(folder / name, source, autoencoder, first, count, made_by, stage.shard)
+            caches.append(LatentCache.open(folder / name, made_by, device))
+        return caches[0], caches[1]
+
+    def train_denoiser(
+        self, folder: Path, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
+    ) -> Path:
+        """Stage three; returns the finished model folder."""
+        phase = self.denoiser_phase(trained, cache, validation, device)
+        return train(phase, self.denoiser.train, folder, self._settings("denoiser"))
+
+    def denoiser_phase(
+        self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
+    ) -> DenoiserPhase:
+        """The system with fresh weights in the transformer and the text encoder, and the data they learn from."""
+        stage = self.denoiser
+        tokenizer = train_pond_tokenizer()
+        channels = self.autoencoder.model.latent_channels
+        torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
+        text = TextEncoder(
+            TextEncoderConfig(
+                tokenizer.vocab_size,
+                stage.text_width,
+                d_ff=2 * stage.text_width,
+                num_layers=stage.text_layers,
+                num_heads=max(1, stage.text_width // 64),
+            )
+        )
+        denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
+        denoiser.init_weights(self.seed)
+        defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
+        system = LatentVideo(
+            read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer, defaults
+        )
+        return DenoiserPhase(
+            system,
+            latent_source(cache, stage.batch, stage.captioning, self.seed),
+            latent_source(
+                validation, stage.validation, replace(stage.captioning, image_share=0, early_image_share=0), 0
+            )(0),
+            stage.fields,
+            stage.sampling,
+            PICTURED,
+            self.shape,
+        )
+
+    def _settings(self, stage: str) -> dict[str, object]:
+        whole = to_dict(self)
+        whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
+        return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no GPU here; use --device cpu")
+    return name
+
+
+SMALL_128 = VideoAutoencoderConfig(
+    base_dim=16, decoder_base_dim=16, latent_channels=32, num_res_blocks=1, residual=True, patch=2
+)
+
+
+def pond() -> PondRecipe:
+    """The first bundled model: 17 frames of 128 x 128 on two CPU cores in about an hour and a half."""
+    return PondRecipe(
+        AutoencoderStage(
+            SMALL_128,
+            TrainConfig(minutes=30, warmup=100, learning_rate=1.5e-3, validate_every=200, picture_every=200),
+            AutoencoderLossConfig(kl=1e-5),
+            EVERYTHING,
+            crop=64,
+        ),
+        DenoiserStage(
+            DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
+            TrainConfig(minutes=40, warmup=100, optimizer="muon", matrix_learning_rate=2e-3, validate_every=500),
+        ),
+    )
+
+
+def pond_tiny() -> PondRecipe:
+    """Every stage in under a minute at 32 x 32, to see that training works on a machine; what it makes is noise."""
+    steps = TrainConfig(steps=4, warmup=1, precision="float32", log_every=2, validate_every=2, picture_every=4)
+    return PondRecipe(
+        AutoencoderStage(
+            VideoAutoencoderConfig(8, 8, 8, (1, 2, 2, 2), 1, residual=True, patch=2), steps, batch=2, validation=4
+        ),
+        DenoiserStage(
+            DiTConfig(heads=2, head_dim=16, layers=2, ffn_dim=64),
+            steps,
+            clips=8,
+            shard=4,
+            batch=4,
+            validation=4,
+            text_width=32,
+            sampling=Sampling(steps=4, guidance=2.0, shift=1.0),
+        ),
+        width=32,
+        height=32,
+        frames=5,
+    )

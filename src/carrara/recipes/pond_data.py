@@ -1,0 +1,179 @@
+"""What the pond's recipes train on: rendered pixels, encoded clips, captions. All of it a function of scene numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.core.config import from_dict, to_dict
+from carrara.core.types import VideoShape
+from carrara.data.batches import indices, mix
+from carrara.data.latents import LatentBatch, LatentCache, write_latents
+from carrara.data.pond.captions import caption, vocabulary
+from carrara.data.pond.render import render
+from carrara.data.pond.sampling import Mix, sample_scene
+from carrara.data.pond.world import Scene
+from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
+from carrara.text.tokenizer import Tokenizer, train_tokenizer
+
+ENCODE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """How scenes are told during training.
+
+    short, medium, dense: shares of the levels of detail; synonyms: share of captions in other words than the canonical
+    ones, from step `synonyms_from` on; image_share: share of steps on first frames alone, `early_image_share` before
+    step `early_steps`.
+    """
+
+    short: float = 0.5
+    medium: float = 0.25
+    dense: float = 0.25
+    synonyms: float = 0.5
+    synonyms_from: int = 400
+    image_share: float = 0.05
+    early_image_share: float = 0.5
+    early_steps: int = 200
+
+
+class PixelSource:
+    """Rendered clips by scene number."""
+
+    def __init__(self, shape: VideoShape, fps: float, world: Mix, device: torch.device) -> None:
+        self.shape, self.fps, self.world, self.device = shape, fps, world, device
+
+    def scenes(self, first: int, count: int) -> list[Scene]:
+        return [sample_scene(number, self.world) for number in range(first, first + count)]
+
+    def batch(self, first: int, count: int) -> PixelBatch:
+        """Clips of the scenes first..first+count-1."""
+        rendered = render(self.scenes(first, count), self.shape, self.fps, self.device)
+        return PixelBatch(rendered.video, rendered.mask)
+
+
+def actor_crops(clips: PixelBatch, size: int, per_clip: int, generator: torch.Generator) -> PixelBatch:
+    """Square windows of `size` pixels through all frames, each around a place where an actor is seen at some time.
+
+    Actors cover a twentieth of a frame; windows around them show an autoencoder more of what is hard in equal time.
+    """
+    count, _, height, width = clips.actors.shape
+    if size > min(height, width):
+        raise ValueError(f"crop={size}: larger than the {width}x{height} frames; use at most {min(height, width)}")
+    videos, actors = [], []
+    for clip in range(count):
+        seen = (clips.actors[clip] > 0).nonzero()
+        for _ in range(per_clip):
+            jitter = torch.randint(-size // 4, size // 4 + 1, (2,), generator=generator)
+            pick = int(torch.randint(max(1, len(seen)), (), generator=generator))
+            centre = seen[pick, 1:].cpu() if len(seen) else torch.tensor([height // 2, width // 2])
+            corner = centre + jitter - size // 2
+            top = int(corner[0].clamp(0, height - size))
+            left = int(corner[1].clamp(0, width - size))
+            window = (slice(None), slice(top, top + size), slice(left, left + size))
+            videos.append(clips.video[clip][window])
+            actors.append(clips.actors[clip][window])
+    return PixelBatch(torch.stack(videos), torch.stack(actors))
+
+
+def train_pond_tokenizer() -> Tokenizer:
+    """A tokenizer that has every word of the pond's captions as one token."""
+    return train_tokenizer(vocabulary())
+
+
+def encode_clips(
+    folder: Path,
+    source: PixelSource,
+    autoencoder: VideoAutoencoder,
+    first: int,
+    count: int,
+    made_by: str,
+    shard: int,
+) -> None:
+    """Render scenes and keep their latents, the scenes, and two keyframes of each clip: any one and the last."""
+
+    @torch.no_grad()
+    def produce(start: int, stop: int) -> Iterator[LatentBatch]:
+        for at in range(start, stop, ENCODE_BATCH):
+            numbers = range(first + at, first + min(at + ENCODE_BATCH, stop))
+            pixels = source.batch(numbers.start, len(numbers))
+            video = to_unit(pixels.video)
+            frames = torch.tensor(
+                [[_any_frame(number, source.shape.frames), source.shape.frames - 1] for number in numbers]
+            )
+            with torch.autocast(video.device.type, torch.bfloat16):
+                latents = autoencoder.encode(video)
+                single = autoencoder.encode(_pick(video, frames.to(video.device)))
+            yield LatentBatch(
+                latents,
+                [{"scene": to_dict(scene)} for scene in source.scenes(numbers.start, len(numbers))],
+                rearrange(single, "(b k) c 1 h w -> b k c h w", k=2),
+                frames,
+            )
+
+    shape = source.shape
+    about = {"frames": shape.frames, "height": shape.height, "width": shape.width, "fps": source.fps, "first": first}
+    write_latents(
+        folder,
+        produce,
+        count,
+        made_by,
+        shard,
+        torch.float16,
+        {**about, "world": to_dict(source.world)},
+        _report(folder),
+    )
+
+
+def latent_source(
+    cache: LatentCache, batch: int, captioning: Captioning, seed: int
+) -> Callable[[int], CaptionedLatents]:
+    """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip."""
+    told = [captioning.short, captioning.medium, captioning.dense]
+
+    def at(step: int) -> CaptionedLatents:
+        generator = torch.Generator().manual_seed(mix(seed, step))
+        draws = torch.rand(batch, generator=generator).tolist()
+        levels = torch.multinomial(torch.tensor(told), batch, replacement=True, generator=generator).tolist()
+        share = captioning.early_image_share if step < captioning.early_steps else captioning.image_share
+        images = float(torch.rand((), generator=generator)) < share
+        clips = cache[indices(step, batch, len(cache), seed)]
+        assert clips.keyframes is not None
+        assert clips.frames is not None
+        captions = []
+        for row, (record, level, draw) in enumerate(zip(clips.records, levels, draws)):
+            scene = from_dict(Scene, record["scene"], "scene")
+            plain = step < captioning.synonyms_from or draw >= captioning.synonyms
+            told_as = replace(scene, still=True) if images else scene
+            name = ("short", "medium", "dense")[level]
+            captions.append(caption(told_as, name, mix(seed, step, row), plain).text)
+        latents = clips.latents[:, :, :1] if images else clips.latents
+        times = clips.frames.float() / 4
+        return CaptionedLatents(latents, captions, rearrange(clips.keyframes, "b k c h w -> b c k h w"), times)
+
+    return at
+
+
+def _any_frame(number: int, frames: int) -> int:
+    """A frame of this scene's clip between the first and the last, the same at every run."""
+    return 1 + mix(number) % max(1, frames - 2)
+
+
+def _pick(video: Tensor, frames: Tensor) -> Tensor:
+    """Frames `(b, k)` of clips `b c t h w` as one-frame clips `(b k) c 1 h w`."""
+    rows = torch.arange(len(video), device=video.device)[:, None]
+    return rearrange(video.transpose(1, 2)[rows, frames], "b k c h w -> (b k) c 1 h w")
+
+
+def _report(folder: Path) -> Callable[[int, int], None]:
+    def report(done: int, count: int) -> None:
+        print(f"{folder.name}: {done} of {count} clips encoded", flush=True)
+
+    return report

@@ -1,0 +1,235 @@
+"""The latent video system: text -> noise field -> transformer -> latents -> causal decoder -> video.
+
+The spine that the bundled model and the public Wan weights share (Wan technical report, 2025; latent diffusion,
+Rombach et al. 2022; flow matching, Lipman et al. 2023). Its folder is the diffusers layout: see `systems/folder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.core.config import choose
+from carrara.core.types import Keyframes, Stride, TextStates, VideoShape
+from carrara.denoisers.dit import DiT
+from carrara.diffusion.fields import held_levels, hold
+from carrara.diffusion.grids import (
+    Denoise,
+    Grid,
+    GridPoint,
+    diffusers_euler_grid,
+    diffusers_unipc_grid,
+    flow_grid,
+    wan_grid,
+)
+from carrara.diffusion.guidance import Guidance, guide
+from carrara.diffusion.predictions import to_denoised
+from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample_generators
+from carrara.text.encoder import TextEncoder
+from carrara.text.tokenizer import Tokenizer
+
+GRIDS: dict[str, Callable[[int, float], Grid]] = {
+    "diffusers-unipc": diffusers_unipc_grid,
+    "diffusers-euler": diffusers_euler_grid,
+    "wan": wan_grid,
+    "flow": flow_grid,
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are drawn: solver, its grid and the guidance. The defaults are what diffusers runs for Wan."""
+
+    steps: int = 50
+    guidance: float = 5.0
+    sampler: str = "unipc"
+    shift: float = 3.0
+    grid: str = "diffusers-unipc"
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def points(self) -> Grid:
+        """The sampling grid. Raises ValueError for an unknown grid."""
+        return choose("grid", self.grid, GRIDS)(self.steps, self.shift)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model makes when the user does not say: its native clip and the sampling it was chosen with."""
+
+    frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: float = 16.0
+    sampling: Sampling = field(default_factory=Sampling)
+    negative: str = ""
+    max_prompt_tokens: int = 512
+
+    @property
+    def steps(self) -> int:
+        return self.sampling.steps
+
+    @property
+    def guidance(self) -> float:
+        return self.sampling.guidance
+
+    @property
+    def sampler(self) -> str:
+        return self.sampling.sampler
+
+    @property
+    def shift(self) -> float:
+        return self.sampling.shift
+
+
+@dataclass(frozen=True)
+class Known:
+    """Latents to keep while sampling: values `b c f h w` and a bool mask `b f h w`, True where kept.
+
+    A token covers a patch of latents; it is told that it is clean where all of its patch is kept.
+    """
+
+    latents: Tensor
+    mask: Tensor
+
+
+class LatentVideo:
+    """The parts of a latent text-to-video model, and how they make latents from prompts and video from latents."""
+
+    def __init__(
+        self,
+        autoencoder: VideoAutoencoder,
+        denoiser: DiT,
+        text_encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        defaults: Defaults | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.denoiser = denoiser
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.defaults = defaults or Defaults()
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentVideo:
+        """Read a model folder in the diffusers layout. Raises ValueError that names what is wrong with it."""
+        from carrara.systems.folder import read_folder
+
+        return read_folder(Path(folder), dtype)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write a model folder that Carrara and diffusers' WanPipeline both read."""
+        from carrara.systems.folder import write_folder
+
+        write_folder(self, Path(folder), dtype)
+
+    @property
+    def stride(self) -> Stride:
+        return self.autoencoder.stride
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        return self.denoiser.config.patch
+
+    @property
+    def latent_channels(self) -> int:
+        return self.autoencoder.latent_channels
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return self.tokenizer.unknown_words(prompt)
+
+    def known_words(self) -> list[str]:
+        return self.tokenizer.known_words()
+
+    def count_tokens(self, prompt: str) -> int:
+        return self.tokenizer.lengths([prompt])[0]
+
+    def read(self, prompts: Sequence[str]) -> TextStates:
+        """Encode prompts for the denoiser; "" is the null caption."""
+        ids, mask = self.tokenizer.encode(prompts)
+        return self.text_encoder(ids.to(self.device), mask.to(self.device))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        shape: VideoShape,
+        sampling: Sampling,
+        negative: str = "",
+        progress: Progress | None = None,
+        known: Known | None = None,
+        keyframes: Keyframes | None = None,
+    ) -> Tensor:
+        """Draw normalised latents `b c f h w`, one prompt and one seed each.
+
+        `known` latents are held at level 0 (a beginning, a region); `keyframes` are frames known at other times.
+        Raises ValueError for a shape that the model cannot make or an unknown sampler.
+        """
+        sampler = choose("sampler", sampling.sampler, SAMPLERS)
+        latent = shape.latent(self.stride)
+        latent.tokens(self.patch)
+        grid = sampling.points()
+        generators = sample_generators(seeds)
+        noise = draw_noise((self.latent_channels, latent.frames, latent.height, latent.width), generators)
+        noise = noise.to(self.device)
+        guidance = Guidance(sampling.guidance, sampling.interval, sampling.rescale)
+        denoise = self._denoise(self.read(prompts), known, keyframes)
+        if not guidance.off:
+            unconditional = self._denoise(self.read([negative] * len(prompts)), known, keyframes)
+            denoise = guide(denoise, unconditional, guidance)
+        if known is not None:
+            denoise = hold(denoise, known.latents, known.mask)
+        if progress is not None:
+            denoise = _counted(denoise, progress, evaluations(sampling.sampler, sampling.steps))
+        return sampler(denoise, noise, grid, generators)
+
+    def _denoise(self, text: TextStates, known: Known | None, keyframes: Keyframes | None) -> Denoise:
+        """The network as a function from (x, grid point) to denoised latents; its text keys are computed once."""
+        keys = self.denoiser.read_text(text)
+        _, rows, columns = self.patch
+        held = None
+        if known is not None:
+            held = reduce(known.mask, "b f (h p) (w q) -> b (f h w)", "min", p=rows, q=columns)
+
+        def denoise(x: Tensor, point: GridPoint) -> Tensor:
+            if held is None:
+                t = torch.full((x.shape[0],), point.told, dtype=torch.float64, device=x.device)
+            else:
+                t = held_levels(held, point.told)
+            return to_denoised("flow", self.denoiser(x, t, keys, keyframes), x, point.alpha, point.sigma)
+
+        return denoise
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        """Video `b 3 t h w` in [-1, 1], one latent frame's worth after the other, in constant memory."""
+        with torch.inference_mode():
+            yield from self.autoencoder.decode_chunks(latents)
+
+
+def _counted(denoise: Denoise, progress: Progress, total: int) -> Denoise:
+    """Report every evaluation as (done, total)."""
+    done = 0
+
+    def counted(x: Tensor, point: GridPoint) -> Tensor:
+        nonlocal done
+        denoised = denoise(x, point)
+        done += 1
+        progress(done, total)
+        return denoised
+
+    return counted

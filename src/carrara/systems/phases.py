@@ -1,0 +1,226 @@
+"""The two trainable phases of the latent video system: first the autoencoder, then the denoiser with its text encoder.
+
+A phase knows losses and pictures, not where batches come from: it receives functions of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from carrara.autoencoders.losses import AutoencoderLossConfig, autoencoder_loss, psnr
+from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
+from carrara.core.types import Keyframes, VideoShape
+from carrara.diffusion.fields import Field, FieldMix, draw_field
+from carrara.systems.folder import write_autoencoder
+from carrara.systems.latent import LatentVideo, Sampling
+
+VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Clips for the autoencoder. video: uint8 `b t h w 3`; actors: uint8 `b t h w`, nonzero where an actor shows."""
+
+    video: Tensor
+    actors: Tensor
+
+
+@dataclass(frozen=True)
+class CaptionedLatents:
+    """Clips for the denoiser.
+
+    latents: `b c f h w`, normalised (f = 1 for images); captions: one text each; keyframes: `b c k h w`, frames encoded
+    alone, with their times `(b, k)` in latent frames; the last of the k is the clip's last frame.
+    """
+
+    latents: Tensor
+    captions: Sequence[str]
+    keyframes: Tensor
+    keyframe_times: Tensor
+
+
+def to_unit(video: Tensor) -> Tensor:
+    """uint8 `b t h w 3` to float `b 3 t h w` in [-1, 1]."""
+    return rearrange(video, "b t h w c -> b c t h w").to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_bytes(video: Tensor) -> Tensor:
+    """Float `b 3 t h w` in [-1, 1] to uint8 `b t h w 3`."""
+    levels = video.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return rearrange(levels, "b c t h w -> b t h w c").contiguous()
+
+
+def film(video: Tensor, count: int = 6) -> Tensor:
+    """Clips `b t h w 3` as one picture `h w 3`: a row a clip, `count` frames across it."""
+    times = torch.linspace(0, video.shape[1] - 1, min(count, video.shape[1])).round().long()
+    return rearrange(video[:, times], "b t h w c -> (b h) (t w) c").contiguous().cpu()
+
+
+class AutoencoderPhase:
+    """Train the autoencoder to reconstruct; the pixels of actors count more."""
+
+    def __init__(
+        self,
+        autoencoder: VideoAutoencoder,
+        batch: Callable[[int], PixelBatch],
+        validation: PixelBatch,
+        config: AutoencoderLossConfig,
+        validation_batch: int = 4,
+    ) -> None:
+        self.module: nn.Module = autoencoder
+        self.autoencoder = autoencoder
+        self.batch = batch
+        self.validation = validation
+        self.config = config
+        self.validation_batch = validation_batch
+
+    def loss(self, batch: PixelBatch, step: int, generator: Generator) -> dict[str, Tensor]:
+        video = to_unit(batch.video)
+        reconstruction, posterior = self.autoencoder.reconstruct(video, generator)
+        return autoencoder_loss(video, reconstruction, posterior, batch.actors > 0, self.config)
+
+    @torch.no_grad()
+    def reconstruct(self, video: Tensor) -> Tensor:
+        """Reconstruct clips from their mean latents; uint8 `b t h w 3` in and out."""
+        parts = video.split(self.validation_batch)
+        return torch.cat([to_bytes(self.autoencoder.decode(self.autoencoder.encode(to_unit(part)))) for part in parts])
+
+    def validate(self) -> dict[str, float]:
+        """PSNR in dB on the fixed clips, over the whole frame and over the actors' pixels."""
+        made = to_unit(self.reconstruct(self.validation.video))
+        truth = to_unit(self.validation.video)
+        actors = self.validation.actors > 0
+        return {
+            "psnr": float(psnr(made, truth).mean()),
+            "psnr_actors": float(psnr(made, truth, actors).nanmean()),
+        }
+
+    def picture(self) -> Tensor:
+        """Every other row a clip, below each its reconstruction."""
+        few = self.validation.video[:4]
+        return film(rearrange(torch.stack([few, self.reconstruct(few)]), "s b t h w c -> (b s) t h w c"))
+
+    def export(self, folder: Path) -> None:
+        """Measure the latents on the fixed clips, normalise by them from now on, and write the part's folder."""
+        self.autoencoder.normalise_by(self.measure())
+        write_autoencoder(self.autoencoder, Path(folder), torch.float32)
+
+    def measure(self) -> LatentStatistics:
+        """Mean and deviation of the latents, per channel, over the fixed clips."""
+        return self.autoencoder.measure(to_unit(part) for part in self.validation.video.split(self.validation_batch))
+
+
+class DenoiserPhase:
+    """Train the transformer and the text encoder together to undo noise on encoded clips (flow matching)."""
+
+    def __init__(
+        self,
+        system: LatentVideo,
+        batch: Callable[[int], CaptionedLatents],
+        validation: CaptionedLatents,
+        mix: FieldMix,
+        sampling: Sampling,
+        pictured: Sequence[str],
+        shape: VideoShape,
+        caption_dropout: float = 0.1,
+    ) -> None:
+        self.module: nn.Module = nn.ModuleDict({"denoiser": system.denoiser, "text_encoder": system.text_encoder})
+        self.system = system
+        self.batch = batch
+        self.validation = validation
+        self.mix = mix
+        self.sampling = sampling
+        self.pictured = pictured
+        self.shape = shape
+        self.caption_dropout = caption_dropout
+
+    @staticmethod
+    def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+        """What Muon may train: the matrices inside the transformer's blocks."""
+        return name.startswith("denoiser.blocks.") and parameter.ndim == 2
+
+    def loss(self, batch: CaptionedLatents, step: int, generator: Generator) -> dict[str, Tensor]:
+        latents = batch.latents.to(self.system.device, torch.float32)
+        b, _, f, _, _ = latents.shape
+        device = generator.device
+        # Keyframe tokens lengthen the sequence, so a step has them for all its clips or for none.
+        given = f > 1 and float(torch.rand((), generator=generator, device=device)) < self.mix.keyframe
+        field = draw_field(b, f, generator, _only_keyframes(self.mix) if given else _no_keyframes(self.mix))
+        dropped = torch.rand(b, generator=generator, device=device) < self.caption_dropout
+        captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        end = self.system.stride.time * (f - 1)
+        keyframes = _take_keyframes(batch, field, end, generator) if given else None
+        error = self._errors(latents, noise, field.levels, captions, keyframes)
+        return {"loss": (error * field.weights).sum() / field.weights.sum().clamp(min=1)}
+
+    def _errors(
+        self, latents: Tensor, noise: Tensor, levels: Tensor, captions: Sequence[str], keyframes: Keyframes | None
+    ) -> Tensor:
+        """Mean square error of the flow per latent frame, `(b, f)`; the target is noise - data."""
+        noised = torch.lerp(latents, noise, rearrange(levels, "b f -> b 1 f 1 1"))
+        flow = self.system.denoiser(noised, levels, self.system.read(captions), keyframes)
+        return (flow.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss per noise level on fixed clips and fixed noise, so that two checkpoints compare."""
+        device = self.system.device
+        latents = self.validation.latents.to(device, torch.float32)
+        noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(device)
+        found = {}
+        for level in VALIDATION_LEVELS:
+            levels = torch.full((latents.shape[0], latents.shape[2]), level, device=device)
+            found[f"loss_at_{level:g}"] = float(
+                self._errors(latents, noise, levels, self.validation.captions, None).mean()
+            )
+        return {**found, "loss_mean": sum(found.values()) / len(found)}
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """A row of frames for each fixed prompt, from fixed seeds."""
+        seeds = list(range(len(self.pictured)))
+        latents = self.system.sample(self.pictured, seeds, self.shape, self.sampling)
+        return film(to_bytes(self.system.autoencoder.decode(latents)))
+
+    def export(self, folder: Path) -> None:
+        """Write the whole model folder, runnable here and by diffusers."""
+        system = self.system
+        defaults = replace(
+            system.defaults,
+            frames=self.shape.frames,
+            height=self.shape.height,
+            width=self.shape.width,
+            sampling=self.sampling,
+        )
+        whole = LatentVideo(system.autoencoder, system.denoiser, system.text_encoder, system.tokenizer, defaults)
+        whole.save(Path(folder))
+
+
+def _only_keyframes(mix: FieldMix) -> FieldMix:
+    return replace(mix, equal=0.0, prefix=0.0, keyframe=1.0, independent=0.0)
+
+
+def _no_keyframes(mix: FieldMix) -> FieldMix:
+    rest = 1 - mix.keyframe
+    return replace(
+        mix, equal=mix.equal / rest, prefix=mix.prefix / rest, keyframe=0.0, independent=mix.independent / rest
+    )
+
+
+def _take_keyframes(batch: CaptionedLatents, field: Field, end: int, generator: Generator) -> Keyframes:
+    """One keyframe per clip at the field's level: the clip's last frame where the field asks for it, else another."""
+    device = generator.device
+    chosen = torch.where(field.keyframes == end, batch.keyframes.shape[2] - 1, 0)
+    rows = torch.arange(len(chosen), device=device)
+    latents = batch.keyframes.to(device, torch.float32)[rows, :, chosen]
+    times = batch.keyframe_times.to(device, torch.float32)[rows, chosen]
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    latents = torch.lerp(latents, noise, rearrange(field.keyframe_levels, "b -> b 1 1 1"))
+    return Keyframes(latents[:, :, None], times[:, None], field.keyframe_levels[:, None])
