@@ -228,10 +228,14 @@ def pond() -> PondRecipe:
     return PondRecipe(
         AutoencoderStage(
             SMALL_128,
-            TrainConfig(minutes=30, warmup=100, learning_rate=1.5e-3, validate_every=200, picture_every=200),
+            TrainConfig(
+                minutes=28, warmup=200, learning_rate=2e-3, prefetch=False, validate_every=500, picture_every=500
+            ),
             AutoencoderLossConfig(kl=1e-5),
             EVERYTHING,
+            batch=2,
             crop=64,
+            crop_batch=8,
         ),
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),

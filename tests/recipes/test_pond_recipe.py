@@ -1,0 +1,74 @@
+"""The whole recipe in small: from nothing to a model folder that generates, resumed where it stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from carrara.core.types import VideoShape
+from carrara.data.pond.sampling import SINGLES
+from carrara.recipes import RECIPES
+from carrara.recipes.pond_data import PixelSource, actor_crops, train_pond_tokenizer
+from carrara.systems.latent import LatentVideo
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, RECIPES["pond-tiny"]().run(folder)
+
+
+def test_every_stage_leaves_what_the_next_needs_and_the_model_runs(trained):
+    folder, model = trained
+    assert sorted(path.name for path in folder.iterdir()) == ["autoencoder", "denoiser", "latents", "latents-validation"]
+    assert list((folder / "denoiser/pictures").glob("*.png"))
+    system = LatentVideo.load(model)
+    assert (system.defaults.frames, system.defaults.height, system.defaults.fps) == (5, 32, 8.0)
+    latents = system.sample(["a red ball bounces on the grass"], [1], VideoShape(5, 32, 32), system.defaults.sampling)
+    assert latents.isfinite().all()
+
+
+def test_latents_are_normalised_per_channel(trained):
+    folder, model = trained
+    from carrara.core.weights import fingerprint
+    from carrara.data.latents import LatentCache
+
+    vae = folder / "autoencoder/model"
+    cache = LatentCache.open(folder / "latents-validation", fingerprint(sorted(vae.iterdir())))
+    latents = cache[range(len(cache))].latents.float().transpose(0, 1).flatten(1)
+    assert latents.mean(1).abs().max() < 0.1  # bfloat16 encoding, and the same clips that were measured
+    assert (latents.std(1) - 1).abs().max() < 0.1
+
+
+def test_a_finished_run_is_not_trained_again(trained):
+    folder, _ = trained
+    before = (folder / "autoencoder/model/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    RECIPES["pond-tiny"]().run(folder)
+    assert (folder / "autoencoder/model/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(trained):
+    folder, _ = trained
+    recipe = RECIPES["pond-tiny"]()
+    other = replace(recipe, denoiser=replace(recipe.denoiser, batch=2))
+    with pytest.raises(ValueError, match="batch"):
+        other.run(folder)
+
+
+def test_every_word_of_the_prompts_is_known():
+    tokenizer = train_pond_tokenizer()
+    for prompt in ("a red ball bounces on the grass", "a green frog jumps over the pond"):
+        assert tokenizer.unknown_words(prompt) == []
+    assert tokenizer.unknown_words("a red dragon bounces") == ["dragon"]
+
+
+def test_crops_follow_the_actors():
+    source = PixelSource(VideoShape(5, 64, 64), 8.0, SINGLES, torch.device("cpu"))
+    whole = source.batch(0, 4)
+    crops = actor_crops(whole, 32, 2, torch.Generator().manual_seed(0))
+    assert crops.video.shape == (8, 5, 32, 32, 3)
+    assert crops.actors.shape == (8, 5, 32, 32)
+    share = [(batch.actors > 0).float().mean() for batch in (whole, crops)]
+    assert share[1] > 2 * share[0]
+    with pytest.raises(ValueError, match="crop=65"):
+        actor_crops(whole, 65, 1, torch.Generator())
