@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from carrara.cli import output_paths, parse_size, run
+from carrara.cli import run
 from carrara.core.media import read_video
+from carrara.generation.command import output_paths, parse_size
 from carrara.generation.manifest import read_manifest
 from carrara.generation.run import GenerationError, Model
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import arg
 
 from carrara.core.config import nearest
 
 T = TypeVar("T")
+Whole = Annotated[int | None, arg(metavar="INT")]
+Number = Annotated[float | None, arg(metavar="NUMBER")]
+Text = Annotated[str | None, arg(metavar="TEXT")]
 
 
 def parse(kind: type[T], args: list[str], program: str, default: T | None = None) -> T:
@@ -26,8 +32,6 @@ def parse(kind: type[T], args: list[str], program: str, default: T | None = None
 
 
 def _tyro(kind: type[T], args: list[str], program: str, default: T | None) -> T:
-    import tyro
-
     extra: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=args, prog=program, config=(tyro.conf.FlagCreatePairsOff,), **extra)
 

@@ -12,7 +12,7 @@ from carrara.systems.latent import LatentVideo
 _SHORT = 1024  # up to so many keys the attention's scores are held as a whole
 _FLOAT = 4  # bytes; activations may be narrower, the estimate is on the safe side
 _SHARE = 0.9  # of the free memory that may be planned with
-_BASE = 64 << 20  # buffers of the libraries, the encoder of the file
+_BASE = 192 << 20  # buffers of the libraries and of the threads
 
 
 def available_memory() -> int:
@@ -101,7 +101,7 @@ def _decoding(system: LatentVideo, shape: VideoShape) -> int:
         if level < len(temporal):
             frames, area = frames * (2 if temporal[level] else 1), area * 4
             widest = max(widest, width * frames * area)  # widened in space before the channels are halved
-    return _FLOAT * (8 * widest + kept)
+    return _FLOAT * (10 * widest + kept)
 
 
 def _machine() -> int | None:
