@@ -92,9 +92,10 @@ class RMSNorm(nn.Module):
 
 def _inverse_rms(x: Tensor) -> Tensor:
     """`... c` to `... 1`. The mean is a matrix product, which sums in float32 and is the fastest form on a CPU."""
+    wide = torch.float32 if x.dtype == torch.float16 else x.dtype  # squares of float16 overflow beyond 256
     with torch.autocast(x.device.type, enabled=False):
-        mean = x.square() @ torch.full((x.shape[-1], 1), 1 / x.shape[-1], dtype=x.dtype, device=x.device)
-        return (mean.to(torch.promote_types(x.dtype, torch.float32)) + 1e-12).rsqrt().to(x.dtype)
+        mean = x.to(wide).square() @ torch.full((x.shape[-1], 1), 1 / x.shape[-1], dtype=wide, device=x.device)
+        return (mean.to(torch.promote_types(wide, torch.float32)) + 1e-12).rsqrt().to(x.dtype)
 
 
 class _NormSiLU(torch.autograd.Function):

@@ -172,3 +172,39 @@ WAN_2_2 = VideoAutoencoderConfig(
         0.3943 0.5537 0.5444 0.4089 0.7468 0.7744
     """),
 )
+
+
+def small_128() -> VideoAutoencoderConfig:
+    """A small Wan 2.2 for clips of about 128 x 128, stride 4 x 16 x 16: 2.8 million parameters.
+
+    A clip of 17 x 128 x 128 costs 5.7 GFLOP to encode and 15.0 to decode. Widths are multiples of 16, which CPU
+    convolutions in bfloat16 run fastest.
+    """
+    return VideoAutoencoderConfig(
+        base_dim=16, decoder_base_dim=16, latent_channels=32, num_res_blocks=1, residual=True, patch=2
+    )
+
+
+def small_128_wide() -> VideoAutoencoderConfig:
+    """As `small_128` with more capacity at coarser pixels: patch 4, two steps, 4.9 million parameters.
+
+    4.9 GFLOP to encode, 21.2 to decode, in about the time of `small_128`: wider layers run at a higher rate.
+    """
+    return VideoAutoencoderConfig(
+        base_dim=32,
+        decoder_base_dim=48,
+        latent_channels=32,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        residual=True,
+        patch=4,
+    )
+
+
+def small_64() -> VideoAutoencoderConfig:
+    """A small Wan 2.1 for clips of about 64 x 64, stride 4 x 8 x 8: 2.6 million parameters.
+
+    A clip of 17 x 64 x 64 costs 5.0 GFLOP to encode and 11.0 to decode.
+    """
+    return VideoAutoencoderConfig(base_dim=16, latent_channels=16, num_res_blocks=1)
