@@ -34,6 +34,8 @@ An open text-to-video diffusion system.
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line and exit."""
+    # Threads that wait for work by spinning make everything many times slower where other programs want the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
     raise SystemExit(run(list(sys.argv[1:] if args is None else args)))
 
 
