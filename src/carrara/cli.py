@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from carrara.core.config import choose, nearest
+from carrara.core.config import choose
 from carrara.core.options import Number, Whole, parse
 from carrara.generation.command import generate, parse_size
 
@@ -148,17 +148,31 @@ def info(args: list[str]) -> int:
 
 
 def train(args: list[str]) -> int:
-    """`carrara train RECIPE [--setting value ...] [-o FOLDER]`."""
-    from carrara.recipes import RECIPES  # type: ignore[attr-defined,unused-ignore]
+    """`carrara train RECIPE [-o FOLDER] [--setting value ...]`."""
+    from carrara.recipes import RECIPES
 
-    if not args or args[0].startswith("-"):
-        wants_help = bool({"-h", "--help"} & set(args))
+    if not args or args[0] in ("-h", "--help"):
         print("usage: carrara train RECIPE [-o FOLDER] [--setting value ...]\n\nrecipes:")
         for name in sorted(RECIPES):
-            print(f"  {name:<20} {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}")
-        if wants_help:
-            return 0
-        raise ValueError(f"no recipe; {nearest('', RECIPES)}")
+            print(f"  {name:<12} {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}")
+        print("\n`carrara train RECIPE --help` lists a recipe's settings.")
+        return 0 if args else 2
+    recipe, folder = training_run(args)
+    from carrara.training.loop import Stopped
+
+    try:
+        model = recipe.run(folder)
+    except Stopped as stop:
+        print(f"carrara: {_one_line(stop)}", file=sys.stderr)
+        return stop.exit_code
+    print(f'{model}  try: carrara generate --model {model} "a red ball bounces on the grass"')
+    return 0
+
+
+def training_run(args: list[str]) -> tuple[Any, Path]:
+    """The recipe with its settings changed, and its folder; nothing is run. Raises ValueError for what is unknown."""
+    from carrara.recipes import RECIPES
+
     name, rest = args[0], list(args[1:])
     recipe = choose("recipe", name, RECIPES)
     folder = Path("runs") / name
@@ -169,9 +183,7 @@ def train(args: list[str]) -> int:
                 raise ValueError(f"{flag}: needs a folder")
             folder, rest = Path(rest[at + 1]), rest[:at] + rest[at + 2 :]
     default = recipe()
-    config: Any = parse(type(default), rest, f"carrara train {name}", default)
-    config.run(folder)
-    return 0
+    return parse(type(default), rest, f"carrara train {name}", default), folder
 
 
 def evaluate(args: list[str]) -> int:

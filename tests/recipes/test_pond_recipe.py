@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from carrara.core.types import VideoShape
+from carrara.core.weights import fingerprint
+from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import SINGLES
 from carrara.recipes import RECIPES
 from carrara.recipes.pond_data import PixelSource, actor_crops, train_pond_tokenizer
@@ -20,7 +22,12 @@ def trained(tmp_path_factory):
 
 def test_every_stage_leaves_what_the_next_needs_and_the_model_runs(trained):
     folder, model = trained
-    assert sorted(path.name for path in folder.iterdir()) == ["autoencoder", "denoiser", "latents", "latents-validation"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "autoencoder",
+        "denoiser",
+        "latents",
+        "latents-validation",
+    ]
     assert list((folder / "denoiser/pictures").glob("*.png"))
     system = LatentVideo.load(model)
     assert (system.defaults.frames, system.defaults.height, system.defaults.fps) == (5, 32, 8.0)
@@ -29,10 +36,7 @@ def test_every_stage_leaves_what_the_next_needs_and_the_model_runs(trained):
 
 
 def test_latents_are_normalised_per_channel(trained):
-    folder, model = trained
-    from carrara.core.weights import fingerprint
-    from carrara.data.latents import LatentCache
-
+    folder, _ = trained
     vae = folder / "autoencoder/model"
     cache = LatentCache.open(folder / "latents-validation", fingerprint(sorted(vae.iterdir())))
     latents = cache[range(len(cache))].latents.float().transpose(0, 1).flatten(1)

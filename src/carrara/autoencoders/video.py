@@ -55,6 +55,11 @@ def latent_statistics(means: Iterable[Tensor]) -> LatentStatistics:
     return LatentStatistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
+def chunk_frames(height: int, width: int) -> int:
+    """How many latent frames of this size are decoded at a time: one where they are large, more where it is faster."""
+    return max(1, 512 // (height * width))
+
+
 class VideoAutoencoder(nn.Module):
     """Video `b 3 t h w` in [-1, 1] to normalised latents `b c f h w` and back.
 
@@ -136,10 +141,10 @@ class VideoAutoencoder(nn.Module):
 
     @torch.no_grad()
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        """The clip by latent frames: first 1 frame, then 4 at a time. Memory does not grow with the clip."""
+        """The clip in chunks of `chunk_frames` latent frames. Memory does not grow with the clip's length."""
         state = None
-        for frame in latents.split(1, dim=2):
-            video, state = self.decode_chunk(frame, state)
+        for frames in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
+            video, state = self.decode_chunk(frames, state)
             yield video
 
     def reconstruct(self, video: Tensor, generator: Generator | None = None) -> tuple[Tensor, Posterior]:

@@ -15,7 +15,8 @@ from carrara.core.types import VideoShape
 _BT709, _LIMITED, _FULL = 1, 1, 2  # ITU-T H.273 code for BT.709; FFmpeg's codes for the ranges
 _BT601 = 5
 _UNSPECIFIED = 2
-_OPTIONS = {"crf": "15", "preset": "medium"}
+# Without mbtree=0 x264's bytes, and even its pixels, differ from run to run for small frames.
+_OPTIONS = {"crf": "15", "preset": "medium", "x264-params": "mbtree=0"}
 _THREADS = 4  # x264's bytes depend on the number of threads, so it is a constant and not the machine's
 
 

@@ -38,8 +38,9 @@ def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str:
         pattern = re.escape(source).replace(r"\{\}", r"(\d+)")
         match = re.match(rf"{pattern}(?=\.|$)", name)
         if match and (best is None or len(source) > best[0]):
-            numbers = iter(match.groups())
-            renamed = re.sub(r"\{\}", lambda _, it=numbers: next(it), target)
+            numbers = match.groups()
+            parts = target.split("{}")
+            renamed = parts[0] + "".join(number + part for number, part in zip(numbers, parts[1:]))
             best = (len(source), renamed + name[match.end() :])
     return best[1] if best else name
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carrara.core.types import VideoShape
-from carrara.systems.latent import LatentVideo
+from carrara.systems.latent import LatentVideo, chunk_frames
 
 _SHORT = 1024  # up to so many keys the attention's scores are held as a whole
 _FLOAT = 4  # bytes; activations may be narrower, the estimate is on the safe side
@@ -89,11 +89,12 @@ def _denoising(system: LatentVideo, shape: VideoShape) -> int:
 
 
 def _decoding(system: LatentVideo, shape: VideoShape) -> int:
-    """The widest layer of the decoder over one latent frame's worth, and what every layer keeps of the past."""
+    """The widest layer of the decoder over one chunk, and what every layer keeps of the past."""
     config = system.autoencoder.config
     latent = shape.latent(system.stride)
     dims, temporal = config.decoder_dims, config.temporal_upsample
-    frames, area = 1, latent.height * latent.width
+    area = latent.height * latent.width
+    frames = min(latent.frames, chunk_frames(latent.height, latent.width))
     widest, kept = 0, 4 * 2 * dims[0] * area + area * area
     for level, width in enumerate(dims[1:]):
         kept += (2 * (config.num_res_blocks + 1) + 1) * 2 * width * area

@@ -37,7 +37,7 @@ from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
-from carrara.training.loop import train
+from carrara.training.loop import load_ema, train
 
 PICTURED = (
     "a red ball bounces on the grass",
@@ -58,8 +58,9 @@ AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES = 0, 2**33, 2**34
 class AutoencoderStage:
     """How the autoencoder is trained: its shape, its loss, the world's mix.
 
-    batch: whole clips in a step; crop: side in pixels of the windows around actors that three steps of four are made
-    of, `crop_batch` of them, `per_clip` from each rendered clip; 0 for whole clips only.
+    batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only. With windows,
+    of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch` windows of
+    `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
     """
 
     model: VideoAutoencoderConfig
@@ -68,9 +69,12 @@ class AutoencoderStage:
     mix: Mix = field(default_factory=Mix)
     batch: int = 8
     crop: int = 0
-    crop_batch: int = 32
+    crop_batch: int = 8
+    piece_batch: int = 24
+    piece_frames: int = 5
     per_clip: int = 2
     validation: int = 48
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,21 @@ class PondRecipe:
         stage = self.autoencoder
         autoencoder = VideoAutoencoder(stage.model)
         autoencoder.initialise(torch.Generator().manual_seed(self.seed))
+        if stage.start:
+            load_ema(Path(stage.start), autoencoder)
         autoencoder.to(device)
         source = PixelSource(self.shape, self.fps, stage.mix, device)
-        rendered = max(stage.batch, stage.crop_batch // stage.per_clip)
+        stride = max(stage.batch, stage.crop_batch, stage.piece_batch)
 
         def batch(step: int) -> PixelBatch:
-            first = AUTOENCODER_SCENES + step * rendered
+            first = AUTOENCODER_SCENES + step * stride
             if not stage.crop or step % 4 == 3:
                 return source.batch(first, stage.batch)
             generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
-            clips = source.batch(first, stage.crop_batch // stage.per_clip)
+            if step % 4 == 1:
+                clips = source.batch(first, stage.crop_batch // stage.per_clip)
+            else:
+                clips = source.pieces(first, stage.piece_batch // stage.per_clip, stage.piece_frames)
             return actor_crops(clips, stage.crop, stage.per_clip, generator)
 
         validation = source.batch(VALIDATION_SCENES, stage.validation)
@@ -229,17 +238,35 @@ def pond() -> PondRecipe:
         AutoencoderStage(
             SMALL_128,
             TrainConfig(
-                minutes=28, warmup=200, learning_rate=2e-3, prefetch=False, validate_every=500, picture_every=500
+                minutes=17,
+                warmup=50,
+                optimizer="muon",
+                learning_rate=5e-4,
+                matrix_learning_rate=1e-3,
+                decay_share=0.5,
+                prefetch=False,
+                validate_every=500,
+                picture_every=500,
             ),
             AutoencoderLossConfig(kl=1e-5),
             EVERYTHING,
             batch=2,
             crop=64,
-            crop_batch=8,
         ),
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
-            TrainConfig(minutes=40, warmup=100, optimizer="muon", matrix_learning_rate=2e-3, validate_every=500),
+            TrainConfig(
+                minutes=30,
+                warmup=100,
+                optimizer="muon",
+                matrix_learning_rate=2e-3,
+                prefetch=False,
+                validate_every=500,
+                picture_every=500,
+            ),
+            Mix(two=0.12, relation=0.5, wall=0.03, camera=0.06),
+            clips=12_000,
+            batch=48,
         ),
     )
 

@@ -58,6 +58,16 @@ class PixelSource:
         rendered = render(self.scenes(first, count), self.shape, self.fps, self.device)
         return PixelBatch(rendered.video, rendered.mask)
 
+    def pieces(self, first: int, count: int, frames: int) -> PixelBatch:
+        """So many frames of each scene's clip, from anywhere in it."""
+        rest = (self.shape.frames - frames) / self.fps
+        scenes = [
+            replace(scene, start=scene.start + rest * (mix(first + index) % 997) / 996)
+            for index, scene in enumerate(self.scenes(first, count))
+        ]
+        rendered = render(scenes, replace(self.shape, frames=frames), self.fps, self.device)
+        return PixelBatch(rendered.video, rendered.mask)
+
 
 def actor_crops(clips: PixelBatch, size: int, per_clip: int, generator: torch.Generator) -> PixelBatch:
     """Square windows of `size` pixels through all frames, each around a place where an actor is seen at some time.

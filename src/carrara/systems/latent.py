@@ -14,7 +14,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from carrara.autoencoders.video import VideoAutoencoder
+from carrara.autoencoders.video import VideoAutoencoder, chunk_frames
 from carrara.core.config import choose
 from carrara.core.types import Keyframes, Stride, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
@@ -33,6 +33,8 @@ from carrara.diffusion.predictions import to_denoised
 from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample_generators
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
+
+__all__ = ["GRIDS", "Defaults", "Known", "LatentVideo", "Sampling", "chunk_frames"]
 
 GRIDS: dict[str, Callable[[int, float], Grid]] = {
     "diffusers-unipc": diffusers_unipc_grid,

@@ -80,6 +80,11 @@ class AutoencoderPhase:
         self.config = config
         self.validation_batch = validation_batch
 
+    @staticmethod
+    def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+        """What Muon may train: the filters inside the levels and the middle."""
+        return (".levels." in name or ".middle." in name) and parameter.ndim > 3 and parameter[0].numel() > 1
+
     def loss(self, batch: PixelBatch, step: int, generator: Generator) -> dict[str, Tensor]:
         video = to_unit(batch.video)
         reconstruction, posterior = self.autoencoder.reconstruct(video, generator)

@@ -1,8 +1,8 @@
 """Optimizers and averaged weights.
 
 Not standard: under "muon" the matrices inside transformer blocks are updated by Muon (orthogonalised momentum, Jordan
-2024; scaled to AdamW's root mean square after Liu et al., arXiv 2502.16982) and everything else by AdamW. Vectors
-(norms, biases) are never decayed.
+2024; scaled to AdamW's root mean square after Liu et al., arXiv 2502.16982) and everything else by AdamW. A convolution
+is to Muon the matrix of its filters. Vectors (norms, biases) are never decayed.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ class Optimizers:
         self.parts: list[Optimizer] = []
         if groups:
             self.parts.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True))
+        # Muon takes matrices only, so a convolution's filters are seen as rows; the storage is the parameter's own.
+        self.rows = {n: nn.Parameter(p.data.view(len(p), -1)) for n, p in matrices.items() if p.ndim > 2}
         if matrices:
             self.parts.append(
                 Muon(
-                    list(matrices.values()),
+                    [self.rows.get(name, parameter) for name, parameter in matrices.items()],
                     lr=config.matrix_learning_rate,
                     weight_decay=config.weight_decay,
                     adjust_lr_fn="match_rms_adamw",
@@ -74,6 +76,9 @@ class Optimizers:
 
     def step(self, share: float) -> None:
         """Update the weights at this share of the full learning rates."""
+        for name, rows in self.rows.items():
+            gradient = self.parameters[name].grad
+            rows.grad = None if gradient is None else gradient.reshape(rows.shape)
         for part, rates in zip(self.parts, self.full_rates):
             for group, full in zip(part.param_groups, rates):
                 group["lr"] = full * share
@@ -85,7 +90,7 @@ class Optimizers:
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, named `<parameter>/<key>`."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+        names: dict[Tensor, str] = {p: name for name, p in (*self.parameters.items(), *self.rows.items())}
         return {
             f"{names[parameter]}/{key}": value
             for part in self.parts
@@ -97,7 +102,7 @@ class Optimizers:
         """Take up the state that `state` gave; a parameter that had none starts afresh."""
         owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for name, value in tensors.items():
-            parameter = self.parameters[name.rpartition("/")[0]]
+            parameter = self.rows.get(name.rpartition("/")[0], self.parameters[name.rpartition("/")[0]])
             owner[parameter].state[parameter][name.rpartition("/")[2]] = value.to(parameter.device, copy=True)
 
 
