@@ -89,6 +89,15 @@ def test_streamed_decoding_equals_whole(small_system):
     assert torch.allclose(streamed, small_system.autoencoder.decode(latents), atol=1e-5)
 
 
+def test_decoding_that_is_given_up_leaves_gradients_on(small_system):
+    chunks = small_system.decode_chunks(torch.zeros(1, small_system.latent_channels, 20, 8, 8))
+    next(chunks)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    chunks.close()
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("prompt", [PROMPT, "a green frog &amp; a  red ball"])
 def test_diffusers_runs_the_folder_with_its_defaults_to_the_same_frames(tmp_path, prompt):

@@ -218,9 +218,8 @@ class LatentVideo:
         return denoise
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        """Video `b 3 t h w` in [-1, 1], one latent frame's worth after the other, in constant memory."""
-        with torch.inference_mode():
-            yield from self.autoencoder.decode_chunks(latents)
+        """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""
+        return self.autoencoder.decode_chunks(latents)
 
 
 def _counted(denoise: Denoise, progress: Progress, total: int) -> Denoise:
