@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -27,7 +28,10 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a dataclass, nested ones and tuples included; an unknown or missing key is refused by name."""
+    """Build a dataclass, nested ones and tuples included, from what JSON gives.
+
+    Raises ValueError, where `where` says in what, for a key that is unknown or missing and for a value of another type.
+    """
     if not is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
     hints = get_type_hints(cls)
@@ -42,11 +46,28 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             value = from_dict(kind, value, f"{where}.{key}")
         elif isinstance(value, list):
             value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        if not _fits(value, kind):
+            raise ValueError(f"{where}: {key}={value!r}: expected {getattr(kind, '__name__', kind)}")
         built[key] = value
     try:
         return cls(**built)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a plain type, an optional one or a tuple of them; other types check themselves."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is kind if kind in (int, bool, str, NoneType) else True
 
 
 def to_dict(value: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carrara.core.config import nearest
+from carrara.core.files import check_folder
 from carrara.core.names import safe_name
 from carrara.core.types import VideoShape
 
@@ -162,15 +162,9 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
             raise ValueError(f"{path}: is a folder; give a file name, for example {path / 'video.mp4'}")
         if path.exists() and not overwrite:
             raise ValueError(f"{path}: exists already; pass --overwrite (overwrite=True) or another name")
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir():
-            raise ValueError(f"{path}: {folder} is a file, not a folder; choose another path")
-        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself: permission bits say little to root
-            pass
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
+    check_folder(path.absolute().parent, path)
 
 
 def check_format(path: str | Path, shape: VideoShape, fps: float) -> None:
@@ -179,7 +173,8 @@ def check_format(path: str | Path, shape: VideoShape, fps: float) -> None:
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not (isfinite(fps) and 0 < fps <= 1000):
         raise ValueError(f"fps={fps}: must be a number above 0, at most 1000")
     if min(shape.frames, shape.height, shape.width) < 1:
-        raise ValueError(f"{shape}: a clip has at least one frame of at least one pixel")
+        said = f"{shape.frames} frames of {shape.width}x{shape.height}"
+        raise ValueError(f"{said}: a clip has at least one frame of at least one pixel")
     if suffix == ".mp4" and (shape.height % 2 or shape.width % 2):
         even = f"{shape.width + shape.width % 2}x{shape.height + shape.height % 2}"
         raise ValueError(f"{shape.width}x{shape.height}: H.264 needs even sides; nearest {even}, or write .webp")

@@ -27,7 +27,7 @@ def parse(kind: type[T], args: list[str], program: str, default: T | None = None
     except SystemExit as stop:
         if not stop.code:
             raise
-    sentence = _sentence(said.getvalue(), kind, program, default)
+    sentence = _sentence(said.getvalue(), args, kind, program, default)
     raise ValueError(sentence if sentence.endswith("?") else f"{sentence}; see {program} --help")
 
 
@@ -36,7 +36,7 @@ def _tyro(kind: type[T], args: list[str], program: str, default: T | None) -> T:
     return tyro.cli(kind, args=args, prog=program, config=(tyro.conf.FlagCreatePairsOff,), **extra)
 
 
-def _sentence(box: str, kind: type[Any], program: str, default: Any) -> str:
+def _sentence(box: str, args: list[str], kind: type[Any], program: str, default: Any) -> str:
     """What tyro's box of an error says, as one sentence."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip(" │") for line in plain.splitlines()[1:]]  # without the title; lines of "-" where no UTF-8
@@ -48,6 +48,8 @@ def _sentence(box: str, kind: type[Any], program: str, default: Any) -> str:
         token = match[1].split("=")[0]
         if not token.startswith("-"):
             return f"unexpected {token!r}: give arguments before options, and each only once"
+        if text_like := [a for a in args if a.startswith(token) and " " in a.split("=")[0]]:
+            return f"{text_like[0]!r} looks like an option: give a text that begins with - after --, behind all options"
         said = io.StringIO()
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
             _tyro(kind, ["--help"], program, default)
@@ -55,4 +57,8 @@ def _sentence(box: str, kind: type[Any], program: str, default: Any) -> str:
         return f"unknown option {token}; {nearest(token, flags)}"
     if match := re.search(r"Error parsing (\S+): .*?(?:matching|as) (\S+) .*from \['(.*)'\]", text):
         return f"{match[1]} {match[3]!r}: expected {match[2].removeprefix('{None}|')}"
-    return text.removesuffix(".")
+    if match := re.search(r"Error parsing (--\S+): .*?(int\(\)|float)[^']*'(.*)'", text):
+        return f"{match[1]} {match[3]!r}: expected {match[2].strip('()').upper()}"
+    if match := re.search(r"Missing from .*?: (\S+) .*\(required\)", text):
+        return f"{match[1]} is missing"
+    return text.removeprefix("Error parsing ").removesuffix(".")

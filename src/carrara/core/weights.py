@@ -79,7 +79,8 @@ def load_weights(
                 for theirs in shard.keys():  # noqa: SIM118 (not a dict)
                     ours = table.to_ours(theirs) if table else theirs
                     if ours not in persistent:
-                        raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(ours, persistent)}")
+                        known = [table.to_theirs(name) for name in persistent] if table else persistent
+                        raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(theirs, known)}")
                     value = shard.get_tensor(theirs)
                     if value.shape != wanted[ours].shape:
                         raise ValueError(

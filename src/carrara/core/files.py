@@ -1,0 +1,23 @@
+"""Whether files can be written to a place, asked before the work that would fill them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+
+def check_folder(folder: str | Path, file: str | Path | None = None) -> None:
+    """Refuse a folder, there already or not, that nothing could be written to; leaves nothing behind.
+
+    file: what the error names, if not the folder itself. Raises ValueError.
+    """
+    named, folder = file or folder, Path(folder).absolute()
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ValueError(f"{named}: {folder} is a file, not a folder; choose another path")
+        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself: permission bits say little to root
+            pass
+    except OSError as error:
+        raise ValueError(f"{named}: cannot be written ({error.strerror}); choose another path") from None

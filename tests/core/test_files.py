@@ -1,0 +1,26 @@
+"""Places that cannot be written to are known before the work."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from carrara.core.files import check_folder
+
+
+def test_folders_there_and_not_yet_are_accepted_and_left_alone(tmp_path):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new/and/deeper")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_hold_files_is_refused_by_name(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/deeper"):
+        with pytest.raises(ValueError, match="is a file, not a folder; choose another path"):
+            check_folder(folder)
+    with pytest.raises(ValueError, match=r"^x: .*cannot be written|^x\.mp4: cannot be written"):
+        check_folder("/proc/nowhere", "x.mp4")
+    with pytest.raises(ValueError, match="too long"):
+        check_folder(tmp_path / ("n" * 300))
