@@ -35,6 +35,17 @@ def test_help_imports_nothing_heavy():
         (["generate", "a", "--sed", "3"], "unknown option --sed; did you mean --seed"),
         (["generate", "a", "--seed", "x"], "--seed 'x': expected INT"),
         (["generate", "a", "--steps=2.5"], "--steps '2.5': expected INT"),
+        (["generate", "a", "--guidance", "strong"], "--guidance 'strong': expected FLOAT"),
+        (["generate", "a", "--fps", ""], "--fps '': expected FLOAT"),
+        (["generate", "-a red ball"], "'-a red ball' looks like an option: give a text that begins with - after --"),
+        (["generate", "a", "-o", "n" * 300 + ".mp4"], "File name too long"),
+        (["generate", "a", "-o", "/proc/x.mp4"], "cannot be written"),
+        (["generate", "a", "-o", "/dev/full"], "/dev/full is a file, not a folder"),
+        (["generate", "a", "-o", "/dev/null/x.mp4"], "is a file, not a folder"),
+        (["generate", "a", "-o", ""], "--output is empty"),
+        (["generate", "a", "--model", ""], "--model is empty"),
+        (["generate", "--from", ""], "--from is empty"),
+        (["generate", "a", "--size=-5x5"], "expected WIDTHxHEIGHT"),
         (["generate", "a", "-o"], "Missing value"),
         (["generate", "a", "-o", "x.mp5"], "did you mean .mp4?"),
         (["generate", "a", "b", "-o", "x.mp4"], "one file for 2 prompts"),
@@ -44,8 +55,32 @@ def test_help_imports_nothing_heavy():
         (["generate", "--from", "none.mp4", "--seed", "1"], "leave out --seed"),
         (["generate", "--from", "none.mp4", "a"], "leave out the prompt"),
         (["data", "lake", "x"], "unknown data set 'lake'"),
-        (["data", "pond"], "DIR"),
+        (["data", "pond"], "DIR is missing"),
+        (["data", "pond", "x", "--clips", "ten"], "--clips 'ten': expected INT"),
+        (["data", "pond", "x", "--seed", "-1"], "seed=-1: must be a whole number from 0"),
+        (["data", "pond", "x", "--size", "9998x9998"], "frames of 9998x9998 are too many to hold; at most 5"),
+        (["data", "pond", "x", "--frames", "0"], "0 frames of 128x128: a clip has at least one frame"),
+        (["data", "pond", "x", "--split", "tain"], "Expected one of ('train', 'held_out')"),
+        (["data", "pond", "/dev/null"], "is a file, not a folder"),
         (["info", "/nowhere/model"], "no such model folder"),
+        (["info", "/dev"], "/dev: not a model folder, for it has no model_index.json"),
+        (["info", ""], "the model's name is empty"),
+        (["train", "pondd"], "unknown recipe 'pondd'; did you mean pond?"),
+        (["train", "pond-tiny", "-o"], "-o: needs a folder"),
+        (["train", "pond-tiny", "-o", "/dev/null/x"], "/dev/null is a file, not a folder"),
+        (["train", "pond-tiny", "-o", "/proc/x"], "/proc/x: cannot be written"),
+        (["train", "pond-tiny", "--denoiser.train.stepz", "3"], "did you mean --denoiser.train.steps"),
+        (["train", "pond-tiny", "--denoiser.train.steps", "-3"], "carrara: denoiser.train: steps=-3: must be more"),
+        (["train", "pond-tiny", "--denoiser.train.learning-rate", "nan"], "learning_rate=nan"),
+        (["train", "pond-tiny", "--denoiser.train.optimizer", "sgd"], "must be one of adamw, muon"),
+        (["train", "pond-tiny", "--denoiser.sampling.sampler", "eular"], "did you mean euler?"),
+        (["train", "pond-tiny", "--denoiser.model.heads", "0"], "heads=0: must be at least 1"),
+        (["train", "pond-tiny", "--width", "33"], "width=33: must be a multiple of 16; nearest 32 or 48"),
+        (["train", "pond-tiny", "--frames", "6"], "nearest 5 or 9"),
+        (["train", "pond-tiny", "--device", "tpu"], "must be auto, cpu or cuda"),
+        (["train", "pond-tiny", "--autoencoder.start", "nowhere"], "nowhere: damaged or not a checkpoint"),
+        (["evaluate", "nowhere"], "unknown model 'nowhere'"),
+        (["evaluate", "nowhere", "-o", "/dev/null"], "/dev/null is a file"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(args, said, capsys, tmp_path, monkeypatch):
@@ -59,10 +94,26 @@ def test_mistakes_are_one_line_and_exit_2(args, said, capsys, tmp_path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("args", [[], ["train"], ["data"]])
+def test_a_command_alone_is_told_how_to_go_on(args, capsys):
+    assert run(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: carrara")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--frames", "10"], "nearest 9 or 13"),
+        (["--size", "0x0"], "width=0"),
+        (["--size", "160000x160000"], "what fits: 9 frames of"),
+        (["--steps", "0"], "steps=0: must be a whole number from 1 to 1000"),
+        (["--fps", "inf"], "fps=inf: must be a number from 1 to 120"),
+        (["--guidance", "-1"], "guidance=-1.0: must be a number from 0 to 100"),
+        (["--negative", "ball " * 40], "the negative prompt has 41 tokens"),
+        (["--negative", "\udcff"], "holds bytes that are no text"),
+        (["-o", "there.mp4/x.mp4"], "is a file, not a folder"),
         (["--size", "33x16"], "width=33"),
         (["--guidance", "nan"], "guidance=nan"),
         (["--fps", "60", "-o", "x.gif"], "at most 50"),
@@ -75,8 +126,40 @@ def test_mistakes_that_need_the_model(tiny_folder, options, said, capsys, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.mp4").touch()
     assert run(["generate", "a red ball", "--model", str(tiny_folder), *options]) == 2
-    assert said in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
     assert os.listdir(tmp_path) == ["there.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "the prompt is empty; describe a scene"),
+        (" \n\t", "the prompt is empty"),
+        ("x" * 10_000, "the prompt has 10002 tokens; this model reads at most 32: shorten it"),
+        ("a red \udcff ball", "holds bytes that are no text"),
+    ],
+)
+def test_prompts_that_cannot_be_read(tiny_folder, prompt, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["generate", "a red ball", prompt, "--model", str(tiny_folder)]) == 2  # the good one waits for the bad
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_any_other_prompt_makes_a_clip_under_a_safe_name(tiny_folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompts = ["-o a red ball", "a red\nball", "größer 红 🐸", "../../a ball"]
+    assert run(["generate", "--model", str(tiny_folder), "--seed", "1", "--", *prompts]) == 0
+    names = ["o-a-red-ball", "a-red-ball", "größer-红", "a-ball"]
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [f"out/{n}.mp4" for n in names]
+    assert [read_manifest(tmp_path / f"out/{name}.mp4").prompt for name in names] == prompts
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{name}.mp4" for name in names)
 
 
 def test_generate_and_generate_again(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -170,6 +253,25 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tiny_folder, tmp_path):
     assert process.returncode == 130
     assert said.strip() == "carrara: interrupted"
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_during_training_saves_and_says_how_to_go_on(tmp_path):
+    """A real interrupt of a run that would take hours; the same command goes on from its checkpoint."""
+    command = [sys.executable, "-m", "carrara", "train", "pond-tiny", "-o", "run"]
+    command += ["--autoencoder.train.steps", "1000000"]
+    for said in ("training from step 0 in run/autoencoder", "resuming after step"):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert said in process.stderr.readline()
+        assert process.stderr.readline()  # the first steps are done
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "run the same command again to resume" in rest.splitlines()[-1]
+        assert "Traceback" not in rest
+        found = sorted((tmp_path / "run/autoencoder/checkpoints").iterdir())
+        assert found
+        assert all(path.suffix == ".safetensors" for path in found)
 
 
 def test_info_says_what_the_model_makes_and_knows(tiny_folder, capsys):

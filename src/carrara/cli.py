@@ -61,7 +61,7 @@ def run(args: list[str]) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        print(USAGE, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     if args[0] == "--version":
         import carrara
@@ -152,14 +152,16 @@ def train(args: list[str]) -> int:
     from carrara.recipes import RECIPES
 
     if not args or args[0] in ("-h", "--help"):
-        print("usage: carrara train RECIPE [-o FOLDER] [--setting value ...]\n\nrecipes:")
-        for name in sorted(RECIPES):
-            print(f"  {name:<12} {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}")
-        print("\n`carrara train RECIPE --help` lists a recipe's settings.")
+        rows = [f"  {name:<12} {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}" for name in sorted(RECIPES)]
+        usage = ["usage: carrara train RECIPE [-o FOLDER] [--setting value ...]", "", "recipes:", *rows, ""]
+        usage.append("`carrara train RECIPE --help` lists a recipe's settings.")
+        print("\n".join(usage), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     recipe, folder = training_run(args)
+    from carrara.core.files import check_folder
     from carrara.training.loop import Stopped
 
+    check_folder(folder)
     try:
         model = recipe.run(folder)
     except Stopped as stop:
@@ -190,11 +192,13 @@ def evaluate(args: list[str]) -> int:
     """`carrara evaluate`."""
     options = parse(Evaluate, args, "carrara evaluate")
     from carrara.core.config import to_dict
+    from carrara.core.files import check_folder
     from carrara.core.types import VideoShape
     from carrara.evaluation.suite import evaluate as measure
     from carrara.generation.request import Request
     from carrara.generation.run import load
 
+    check_folder(options.output)
     model = load(options.model)
     system, defaults = model.system, model.system.defaults
 
@@ -223,7 +227,8 @@ def evaluate(args: list[str]) -> int:
 def data(args: list[str]) -> int:
     """`carrara data pond`."""
     if not args or args[0] in ("-h", "--help"):
-        print("usage: carrara data pond DIR [OPTIONS]\n\n`carrara data pond --help` lists the options.")
+        usage = "usage: carrara data pond DIR [OPTIONS]\n\n`carrara data pond --help` lists the options."
+        print(usage, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     choose("data set", args[0], {"pond": None})
     options = parse(Pond, args[1:], "carrara data pond")

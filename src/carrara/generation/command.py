@@ -55,6 +55,9 @@ class Generate:
 def generate(args: list[str]) -> int:
     """The command itself, with the arguments that follow its name."""
     options = parse(Generate, args, "carrara generate")
+    for flag, value in (("--output", options.output), ("--from", options.source), ("--model", options.model)):
+        if value == "":
+            raise ValueError(f"{flag} is empty: say which, or leave it out")
     return _remake(options) if options.source else _make(options)
 
 
@@ -158,7 +161,7 @@ def output_paths(prompts: Sequence[str], output: str | None, suffix: str = ".mp4
     from carrara.core.names import safe_name
 
     folder = Path(output) if output else Path("out")
-    is_folder = not output or output.endswith(("/", os.sep)) or folder.is_dir() or not folder.suffix
+    is_folder = not output or output.endswith(("/", os.sep)) or os.path.isdir(folder) or not folder.suffix
     if not is_folder:
         if len(prompts) > 1:
             raise ValueError(f"{output}: one file for {len(prompts)} prompts; give a folder, for example -o out/")

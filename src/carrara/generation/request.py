@@ -110,6 +110,10 @@ def _some(words: Sequence[str], most: int = 120) -> str:
 def _check_prompt(name: str, text: Any, system: LatentVideo) -> None:
     if not isinstance(text, str):
         raise ValueError(f"{name}={text!r}: must be a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the {name} {text!a} holds bytes that are no text; write it in UTF-8") from None
     count, most = system.count_tokens(text), system.defaults.max_prompt_tokens
     if count > most:
         raise ValueError(f"the {name} has {count} tokens; this model reads at most {most}: shorten it")

@@ -131,7 +131,7 @@ class Model:
             raise
         except Exception as error:
             raise GenerationError(
-                f"decoding failed ({error}); the latents are kept, go on with: "
+                f"decoding failed ({str(error) or type(error).__name__}); the latents are kept, go on with: "
                 f"carrara generate --from {shlex.quote(str(kept))} -o {shlex.quote(str(path))}"
             ) from error
         kept.unlink(missing_ok=True)
@@ -186,6 +186,8 @@ def load(model: str | Path = "pond") -> Model:
 def find_model(model: str | Path) -> Path:
     """The folder of a model, by name or path."""
     bundled = {path.name: path for path in _BUNDLED.glob("*") if (path / "model_index.json").is_file()}
+    if not str(model):
+        raise ValueError("the model's name is empty; give a bundled model or the path of a model folder")
     if str(model) in bundled:
         return bundled[str(model)]
     if Path(model).is_dir():
