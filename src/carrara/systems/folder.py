@@ -65,6 +65,8 @@ def check_layout(folder: Path) -> None:
     """Refuse what is not a folder of a text-to-video pipeline, saying what it is instead and what is missing."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: not a model folder, for it has no model_index.json; give the one that holds it")
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name", "")
     if name != INDEX["_class_name"]:

@@ -58,6 +58,10 @@ class Sampling:
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
 
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, SAMPLERS)
+        choose("grid", self.grid, GRIDS)
+
     def points(self) -> Grid:
         """The sampling grid. Raises ValueError for an unknown grid."""
         return choose("grid", self.grid, GRIDS)(self.steps, self.shift)

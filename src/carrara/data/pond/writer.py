@@ -27,6 +27,7 @@ from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene, Truth
 
 BATCH_PIXELS = 1 << 24  # frames x height x width rendered at once: about 50 MB of video
+MOST_PIXELS = 1 << 29  # of one clip: about 5 GB while it is rendered and written
 MADE_BY = "carrara pond"  # the mark of a folder that may be replaced
 
 
@@ -50,6 +51,8 @@ def write_pond(
     """
     if clips < 1:
         raise ValueError(f"clips={clips}: write at least 1")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must be a whole number from 0")
     world = mix or Mix()
     scenes = [sample_scene(seed + number, world, split) for number in range(clips)]
     about = {"seed": seed, "split": split, "world": to_dict(world)}
@@ -68,6 +71,9 @@ def write_scenes(
     """Write these scenes; `about` is kept in dataset.json. Errors as in `write_pond`."""
     folder = Path(folder)
     check_format("clip.mp4", shape, fps)
+    if shape.frames * shape.height * shape.width > MOST_PIXELS:
+        most = MOST_PIXELS // (shape.height * shape.width)
+        raise ValueError(f"{shape.frames} frames of {shape.width}x{shape.height} are too many to hold; at most {most}")
     if not scenes:
         raise ValueError("no scenes to write; give at least one")
     sizes = {"frames": shape.frames, "height": shape.height, "width": shape.width, "fps": float(fps)}
