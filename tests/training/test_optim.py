@@ -147,3 +147,49 @@ def test_time_left_is_what_ends_first():
 def test_wrong_settings_are_refused(values: dict, message: str):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+class Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([nn.Conv3d(3, 4, 3)])
+
+
+def convolution_and_optimizer() -> tuple[Convolution, Optimizers]:
+    torch.manual_seed(0)
+    model = Convolution()
+    config = TrainConfig(steps=4, optimizer="muon", learning_rate=0.1, matrix_learning_rate=0.1)
+    return model, Optimizers(trainable(model), lambda name, p: p.ndim > 2, config)
+
+
+def test_muon_treats_a_convolution_as_the_matrix_of_its_filters():
+    """The update equals Muon's on the flattened filters; the rows share the weight's storage, and average-swapping
+    leaves them in place."""
+    model, optimizers = convolution_and_optimizer()
+    weight = model.levels[0].weight
+    matrix = nn.Parameter(weight.detach().flatten(1).clone())
+    reference = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    average = Average(optimizers.parameters)
+    for _ in range(3):
+        gradient = torch.randn(weight.shape)
+        weight.grad, matrix.grad = gradient, gradient.flatten(1)
+        optimizers.step(1.0)
+        reference.step()
+        with average.swapped_in():
+            assert not torch.equal(model.levels[0].weight.flatten(1), matrix)
+        assert torch.equal(weight.flatten(1), matrix)
+
+
+def test_the_state_of_muon_on_convolutions_resumes():
+    model, optimizers = convolution_and_optimizer()
+    again, resumed = convolution_and_optimizer()
+    gradients = [torch.randn(4, 3, 3, 3, 3) for _ in range(2)]
+    for step, gradient in enumerate(gradients):
+        if step == 1:
+            again.load_state_dict(model.state_dict())
+            resumed.load_state({name: value.clone() for name, value in optimizers.state().items()})
+        model.levels[0].weight.grad = gradient
+        optimizers.step(1.0)
+    again.levels[0].weight.grad = gradients[1]
+    resumed.step(1.0)
+    assert torch.equal(again.levels[0].weight, model.levels[0].weight)
