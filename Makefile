@@ -23,7 +23,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 video: $(VENV)/.installed ## PROMPT="..." -> out/<prompt>.mp4 and a picture of its frames
-	@PROMPT='$(subst ','\'',$(PROMPT))'; $(BIN)/carrara generate --sheet --overwrite -- "$$PROMPT"
+	@PROMPT='$(subst ','\'',$(value PROMPT))'; $(BIN)/carrara generate --sheet --overwrite -- "$$PROMPT"
 
 test: $(VENV)/.installed-dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

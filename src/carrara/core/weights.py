@@ -118,6 +118,7 @@ def save_weights(
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(renamed, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # safetensors makes files that only their owner may read
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -76,14 +76,18 @@ class AutoencoderStage:
     validation: int = 48
     start: str | None = None
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "validation")
+        _at_least(self, 0, "crop")
+
 
 @dataclass(frozen=True)
 class DenoiserStage:
     """How the transformer and the text encoder are trained together on cached latents.
 
     model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
-    clips: how many are rendered and encoded once; image_share: steps on first frames alone, `early_image_share` during
-    the first tenth of `image_steps`; fields: kinds of noise field; sampling: what the finished model does by default.
+    clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
+    fields: shares of the kinds of noise field; sampling: what the finished model does by default.
     """
 
     model: DiTConfig
@@ -98,6 +102,9 @@ class DenoiserStage:
     captioning: Captioning = field(default_factory=Captioning)
     fields: FieldMix = field(default_factory=FieldMix)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,12 @@ class PondRecipe:
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
 
 
+def _at_least(stage: object, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(stage, name) < least:
+            raise ValueError(f"{name}={getattr(stage, name)}: must be at least {least}")
+
+
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -256,7 +269,7 @@ def pond() -> PondRecipe:
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
             TrainConfig(
-                minutes=30,
+                minutes=35,
                 warmup=100,
                 optimizer="muon",
                 matrix_learning_rate=2e-3,

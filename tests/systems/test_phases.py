@@ -1,0 +1,106 @@
+"""The trainable phases: one number to minimise, the same validation every time, pictures, and a folder that runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from carrara.autoencoders.losses import AutoencoderLossConfig
+from carrara.core.types import VideoShape
+from carrara.diffusion.fields import FieldMix
+from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.phases import (
+    VALIDATION_LEVELS,
+    AutoencoderPhase,
+    CaptionedLatents,
+    DenoiserPhase,
+    PixelBatch,
+    to_bytes,
+    to_unit,
+)
+
+SHAPE = VideoShape(5, 64, 64)
+PROMPTS = ["a red ball bounces on the grass", "a green frog jumps over the pond"]
+
+
+def pixels(seed: int) -> PixelBatch:
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (2, 5, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    actors = torch.zeros(2, 5, 64, 64, dtype=torch.uint8)
+    actors[:, :, 20:40, 20:40] = 1
+    return PixelBatch(video, actors)
+
+
+def captioned(step: int) -> CaptionedLatents:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(2, 8, *shape, generator=torch.Generator().manual_seed(step))
+
+    return CaptionedLatents(draw(2, 4, 4), PROMPTS, draw(2, 4, 4), torch.tensor([[0.5, 1.0], [0.25, 1.0]]))
+
+
+@pytest.fixture
+def autoencoder_phase(small_system):
+    autoencoder = copy.deepcopy(small_system.autoencoder).requires_grad_(True)
+    return AutoencoderPhase(autoencoder, pixels, pixels(99), AutoencoderLossConfig())
+
+
+@pytest.fixture
+def denoiser_phase(small_system):
+    system = copy.copy(small_system)
+    system.denoiser = copy.deepcopy(system.denoiser).requires_grad_(True)
+    system.text_encoder = copy.deepcopy(system.text_encoder).requires_grad_(True)
+    sampling = Sampling(steps=2, guidance=2.0)
+    return DenoiserPhase(system, captioned, captioned(99), FieldMix(), sampling, PROMPTS, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["autoencoder_phase", "denoiser_phase"])
+def test_the_loss_is_a_function_of_its_generator_and_reaches_the_weights(name, request):
+    phase = request.getfixturevalue(name)
+    first, again, other = (
+        phase.loss(phase.batch(0), 0, torch.Generator().manual_seed(seed))["loss"] for seed in (1, 1, 2)
+    )
+    assert first.equal(again)
+    assert not first.equal(other)
+    first.backward()
+    grown = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in phase.module.parameters()]
+    assert sum(grown) > 0.9 * len(grown)
+
+
+@pytest.mark.parametrize("name", ["autoencoder_phase", "denoiser_phase"])
+def test_validation_and_pictures_repeat_whatever_was_drawn_before(name, request):
+    phase = request.getfixturevalue(name)
+    found, picture = phase.validate(), phase.picture()
+    torch.rand(7)
+    assert phase.validate() == found
+    assert phase.picture().equal(picture)
+    assert (picture.dtype, picture.ndim, picture.shape[-1]) == (torch.uint8, 3, 3)
+
+
+def test_the_denoiser_is_validated_per_noise_level(denoiser_phase):
+    found = denoiser_phase.validate()
+    per_level = [found[f"loss_at_{level:g}"] for level in VALIDATION_LEVELS]
+    assert found["loss_mean"] == pytest.approx(sum(per_level) / len(per_level))
+    assert len(set(per_level)) == len(VALIDATION_LEVELS)
+
+
+def test_the_autoencoder_is_exported_with_latents_that_are_normal(autoencoder_phase, tmp_path):
+    from carrara.systems.folder import read_autoencoder
+
+    autoencoder_phase.export(tmp_path)
+    latents = read_autoencoder(tmp_path).encode(to_unit(autoencoder_phase.validation.video))
+    by_channel = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(by_channel.mean(1), torch.zeros(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(by_channel.std(1), torch.ones(8), atol=2e-2, rtol=0)
+
+
+def test_the_denoiser_is_exported_as_a_model_folder_with_its_own_defaults(denoiser_phase, tmp_path):
+    denoiser_phase.export(tmp_path / "model")
+    system = LatentVideo.load(tmp_path / "model")
+    assert (system.defaults.frames, system.defaults.height, system.defaults.sampling.steps) == (5, 64, 2)
+
+
+def test_bytes_survive_the_unit_range():
+    video = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16, 1).expand(1, 1, 16, 16, 3)
+    assert to_bytes(to_unit(video)).equal(video)
