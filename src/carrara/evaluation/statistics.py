@@ -56,7 +56,7 @@ def tally(verdicts: Sequence[Mapping[str, bool]], names: Sequence[str]) -> dict[
 
 def table(columns: Mapping[str, Mapping[str, Share]], names: Sequence[str]) -> str:
     """A text table: a row per attribute, a column per source, in percent with the interval and the number."""
-    wide = 24
+    wide = 28
     lines = [" " * 12 + "".join(f"{title:>{wide}}" for title in columns)]
     for name in names:
         cells = []

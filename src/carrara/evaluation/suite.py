@@ -60,12 +60,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Result:
-    """One clip: what was asked, what was read, and the verdicts."""
+    """One clip: what was asked, what was read, and the verdicts; the frames only of some failures, to be shown."""
 
     prompt: Prompt
     reading: Reading
     verdicts: Mapping[str, bool]
-    frames: np.ndarray = field(repr=False)
+    frames: np.ndarray | None = field(default=None, repr=False)
 
     def plain(self) -> dict[str, Any]:
         prompt = self.prompt
@@ -102,11 +102,14 @@ def draw_prompts(count: int, seed: int = 0, mix: Mix = PROMPTS_MIX) -> list[Prom
 
 def judge(prompts: Sequence[Prompt], paths: Sequence[Path], show: Callable[[int, int], None]) -> list[Result]:
     """Read the written files and score them."""
-    results = []
+    results, failures = [], 0
     for number, (prompt, path) in enumerate(zip(prompts, paths)):
         frames, fps, _ = read_video(path)
         reading = read_clip(frames.numpy(), fps)
-        results.append(Result(prompt, reading, score(reading, prompt.asked), frames.numpy()))
+        verdicts = score(reading, prompt.asked)
+        failures += not verdicts["all"]
+        kept = not verdicts["all"] and failures <= MOST_FAILURES
+        results.append(Result(prompt, reading, verdicts, frames.numpy() if kept else None))
         show(number + 1, len(prompts))
     return results
 
@@ -175,8 +178,8 @@ def evaluate(
     report = summarise(results, prompts, seed, shape, fps, about or {})
     write_json(folder / "adherence.json", report)
     shown = results["model" if make is not None else "truth"]
-    failures = [r for r in shown if not r.verdicts["all"]][:MOST_FAILURES]
-    failure_sheet(folder / "failures.png", [(r.frames, r.prompt.text, describe(r)) for r in failures])
+    failures = [(r.frames, r.prompt.text, describe(r)) for r in shown if r.frames is not None]
+    failure_sheet(folder / "failures.png", failures)
     print(table(breakdown(results), ROWS))
     return report
 
