@@ -16,7 +16,9 @@ from pathlib import Path
 def measure(arguments: list[str]) -> tuple[float, float]:
     """Wall seconds and peak resident megabytes of one command."""
     begin = time.perf_counter()
-    process = os.posix_spawn(sys.executable, [sys.executable, "-m", "carrara", *arguments], os.environ)
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    command = [sys.executable, "-m", "carrara", *arguments]
+    process = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"carrara {' '.join(arguments)} failed with status {status}")

@@ -41,6 +41,11 @@ def test_python_runs(page, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()), "the example is about a file"
 
 
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "src").rglob("*.md")], ids=lambda page: page.name)
+def test_nothing_is_left_to_fill_in(page):
+    assert not re.search(r"@@|TODO|FIXME|TBD", page.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
