@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from carrara.autoencoders.losses import autoencoder_loss
 from carrara.autoencoders.video import VideoAutoencoder
-from carrara.recipes.pond import SMALL_128
+from carrara.autoencoders.video_config import small_128
 
 
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:
@@ -43,7 +43,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(2048, 2048, generator=generator).bfloat16()
     rate = 2 * 2048**3 / seconds(lambda: matrix @ matrix, 10)
-    autoencoder = VideoAutoencoder(SMALL_128).initialise(generator)
+    autoencoder = VideoAutoencoder(small_128()).initialise(generator)
     video = torch.rand(options.batch, 3, 17, 128, 128, generator=generator) * 2 - 1
 
     def train() -> None:

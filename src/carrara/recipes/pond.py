@@ -15,7 +15,7 @@ import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video import VideoAutoencoder
-from carrara.autoencoders.video_config import VideoAutoencoderConfig
+from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_128
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
@@ -240,16 +240,11 @@ def _device(name: str) -> str:
     return name
 
 
-SMALL_128 = VideoAutoencoderConfig(
-    base_dim=16, decoder_base_dim=16, latent_channels=32, num_res_blocks=1, residual=True, patch=2
-)
-
-
 def pond() -> PondRecipe:
     """The first bundled model: 17 frames of 128 x 128 on two CPU cores in about an hour and a half."""
     return PondRecipe(
         AutoencoderStage(
-            SMALL_128,
+            small_128(),
             TrainConfig(
                 minutes=17,
                 warmup=50,
