@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from carrara.core.media import read_video
 from carrara.data.pond.shapes import SHAPES
 from carrara.data.pond.world import SIZES
-from carrara.evaluation.colours import name_colour
+from carrara.evaluation.colours import Array, name_colour
 from carrara.evaluation.segments import Sights, find_actors
 from carrara.evaluation.silhouettes import match, normalise, plainness, templates
 from carrara.evaluation.stage import Stage, read_stage
@@ -84,71 +84,92 @@ def read_clip(frames: NDArray[np.uint8] | Any, fps: float) -> Reading:
     count, tracks = find_actors(stage)
     times = np.arange(len(frames)) / fps
     actors = [read_actor(stage, sights, times) for sights in tracks]
-    if (
-        count == 2
-    ):  # what does not move and has no actor's shape or size is a piece of scenery, unless it is all there is
+    if count == 2:
+        # What does not move and has no actor's shape or size is a piece of scenery, unless it is all there is.
         actors = [a for a in actors if a.motion or a.size] or actors
         count = len(actors)
     return Reading(stage.background, stage.camera, count, tuple(actors))
 
 
+@dataclass(frozen=True)
+class Views:
+    """One actor in the frames `seen` (m of them): normalised masks and plain parts `m p`, areas in pixels `m`,
+    centroids `m 2` (x, y in pixels of the canvas), and which frames show it whole, `m`."""
+
+    seen: NDArray[np.int64]
+    masks: Array
+    plains: Array
+    areas: Floats
+    places: Floats
+    whole: NDArray[np.bool_]
+
+
 def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     """One actor from its masks over the frames."""
-    seen = [t for t, s in enumerate(sights) if s is not None]
-    clean = [t for t in seen if sights[t].whole]  # type: ignore[union-attr]
-    if len(clean) < 3:  # nearly always cut off: better judged in part than not at all
-        clean = seen
-    share = np.median([sights[t].share for t in clean], axis=0) if clean else np.zeros(10)  # type: ignore[union-attr]
+    nowhere = np.full(len(times), np.nan)
+    if not any(sights):
+        return ActorReading(None, None, None, None, None, Track(times, nowhere, nowhere, nowhere), {"seen": 0.0})
+    views, share = look(sights)
     colour = name_colour(share)
-    x, y, radius = (np.full(len(times), np.nan) for _ in range(3))
-    if not seen:
-        return ActorReading(None, None, None, None, None, Track(times, x, y, radius), {"seen": 0.0})
-    known = templates()
+    spin = read_turning(stage, views)
+    fit = match(views.masks, views.plains, colour, spins=math.isfinite(spin) and spin != 0)
+    names = templates().names
+    weight = np.where(views.whole, views.areas, 0)  # larger is clearer
+    support = {name: float(np.average(fit[:, names == name].max(axis=1), weights=weight)) for name in SHAPES}
+    name = max(support, key=lambda option: support[option])
+    track, motion = read_track(stage, views, np.where(names == name, fit, -1).argmax(axis=1), times, spin)
+    known = support[name] >= ALIKE
+    return ActorReading(
+        kind=name.split()[0] if known else None,
+        colour=colour,
+        size=read_size(track.radius, motion) if known else None,
+        motion=motion,
+        stilts="stilts" in name if known else None,
+        track=track,
+        scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
+    )
+
+
+def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
+    """An actor's masks in the common frame, and the share of its pixels that each colour has."""
+    shown = [(t, s) for t, s in enumerate(sights) if s is not None]
+    whole = np.array([s.whole for _, s in shown])
+    if whole.sum() < 3:  # nearly always cut off: better judged in part than not at all
+        whole[:] = True
+    share = np.median([s.share for (_, s), clean in zip(shown, whole) if clean], axis=0)
+    colour = name_colour(share)
     masks, plains, areas, places = [], [], [], []
-    for t in seen:
-        s = sights[t]
-        assert s is not None
-        own = s.alpha * plainness(s.lab, colour) if colour else s.alpha
-        mask, inner, area, (column, row) = normalise(s.alpha, own)
+    for _, s in shown:
+        mask, plain, area, (column, row) = normalise(s.alpha, s.alpha * plainness(s.lab, colour) if colour else s.alpha)
         masks.append(mask)
-        plains.append(inner)
+        plains.append(plain)
         areas.append(area)
         places.append((column + s.corner[1] + 0.5, row + s.corner[0] + 0.5))
-    fit = match(np.stack(masks), np.stack(plains), colour)
-    votes = np.array([number for number, t in enumerate(seen) if t in clean])
-    support = {name: float(np.mean(fit[votes][:, known.names == name].max(axis=1))) for name in SHAPES}
-    name = max(support, key=lambda option: support[option])
-    best = np.where(known.names == name, fit, -1).argmax(axis=1)
-    for number, t in enumerate(seen):
-        pose = best[number]
-        radius[t] = math.sqrt(areas[number] / known.areas[pose]) / stage.unit
-        if t in clean:
-            offset = known.centres[pose] * radius[t]
-            x[t] = (places[number][0] - stage.origin[0]) / stage.unit - offset[0]
-            y[t] = (places[number][1] - stage.origin[1]) / stage.unit - offset[1]
-        else:
-            radius[t] = np.nan
-    spin = read_turning(stage, seen, places, float(np.nanmedian(radius)))
-    track = Track(times, x, y, radius, spin)
+    seen = np.array([t for t, _ in shown])
+    return Views(seen, np.stack(masks), np.stack(plains), np.array(areas), np.array(places), whole), share
+
+
+def read_track(
+    stage: Stage, views: Views, poses: NDArray[np.int64], times: Floats, spin: float
+) -> tuple[Track, str | None]:
+    """Where an actor is, frame by frame, given the template `m` that fits each; and what it does.
+
+    First from the frames that show it whole; if that tells no motion, then also from what is seen of it in part.
+    """
+    known = templates()
+    radius = np.sqrt(views.areas / known.areas[poses]) / stage.unit
+    centre = (views.places - np.array(stage.origin)) / stage.unit
+    exact = centre - known.centres[poses] * radius[:, None]
+    columns = np.full((3, len(times)), np.nan)
+    good = views.seen[views.whole]
+    columns[:2, good], columns[2, good] = exact[views.whole].T, radius[views.whole]
+    track = Track(times, columns[0], columns[1], columns[2], spin)  # views: they fill in below
     motion = read_motion(track)
-    if motion is None and len(clean) < len(seen):  # what is seen of it in part, too
-        for number, t in enumerate(seen):
-            if t not in clean:
-                x[t] = (places[number][0] - stage.origin[0]) / stage.unit
-                y[t] = (places[number][1] - stage.origin[1]) / stage.unit
-                radius[t] = np.nanmedian(radius)
+    if motion is None and not views.whole.all():
+        part = views.seen[~views.whole]
+        columns[:2, part], columns[2, part] = centre[~views.whole].T, np.median(radius[views.whole])
         motion = read_motion(track)
-    known_kind = support[name] >= ALIKE
-    scores = {"kind": support[name], "colour": float(share.max()), "seen": len(seen) / len(times)}
-    return ActorReading(
-        kind=name.split()[0] if known_kind else None,
-        colour=colour,
-        size=read_size(radius, motion) if known_kind else None,
-        motion=motion,
-        stilts="stilts" in name if known_kind else None,
-        track=track,
-        scores=scores,
-    )
+    return track, motion
 
 
 def read_size(radius: Floats, motion: str | None) -> str | None:
@@ -162,13 +183,12 @@ def read_size(radius: Floats, motion: str | None) -> str | None:
     return "small" if value < BETWEEN else "large"
 
 
-def read_turning(stage: Stage, seen: list[int], places: list[tuple[float, float]], radius: float) -> float:
-    """How an actor that stays in its place turns; NaN for one that travels."""
-    at = np.array(places)
-    if float(np.ptp(at, axis=0).max()) > 0.12 * stage.unit or not math.isfinite(radius):
+def read_turning(stage: Stage, views: Views) -> float:
+    """How an actor that stays in its place turns, radians per frame; NaN for one that travels."""
+    if float(np.ptp(views.places, axis=0).max()) > 0.12 * stage.unit:
         return math.nan
-    column, row = np.median(at, axis=0) - 0.5
-    pixels = radius * stage.unit
+    column, row = np.median(views.places, axis=0) - 0.5
+    pixels = 1.2 * math.sqrt(float(np.median(views.areas)) / math.pi)
     apart = np.clip(np.linalg.norm(stage.lab - stage.plate, axis=-1, keepdims=True) / 20, 0, 1)
     picture = np.concatenate([stage.lab, apart], axis=-1)
-    return turning([polar(picture[t], row, column, pixels) for t in seen])
+    return turning([polar(picture[t], row, column, pixels) for t in views.seen])

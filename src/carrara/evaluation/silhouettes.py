@@ -47,6 +47,7 @@ TURNS = {"ball": 1, "ring": 1, "box": 4, "star": 4, "triangle": 8}  # turns befo
 REPEATS = {"box": 4, "star": 5, "triangle": 3}  # how often the outline repeats in a whole turn
 UPRIGHT = ("ball", "ring", "box", "star", "triangle", "heart", "frog")  # these look alike from both sides
 SQUASHES = ((1.0, 1.0), (1.18, 0.82))
+TILT = 0.53  # radians by which a swimmer, a flyer or a roller may lean
 BLUR = 0.4  # standard deviation, in samples, of the templates' blur
 OUTER = 0.75  # weight of the silhouette; the rest is for the plain part
 PAINTS = (BODY, DARKER, LIGHTER, EDGE, MARK, WHITE, INK, ACCENT)
@@ -76,7 +77,8 @@ def poses(name: str) -> Iterator[tuple[float, float, float, int, float]]:
             for heading in (1,) if name in UPRIGHT else (1, -1):
                 # only what stands upright is pressed flat
                 for turn in range(turns if wide == high else 1):
-                    yield limb * swing, wide, high, heading, turn * 2 * math.pi / turns / REPEATS.get(name, 1)
+                    part = (turn / turns + 0.5) % 1 - 0.5  # the same outline, turned as little as can be
+                    yield limb * swing, wide, high, heading, part * 2 * math.pi / REPEATS.get(name, 1)
 
 
 @lru_cache(maxsize=1)
@@ -172,11 +174,17 @@ def normalise(alpha: Array, own: Array) -> tuple[Array, Array, float, tuple[floa
     return mask, plain, area, (column, row)
 
 
-def match(masks: Array, plains: Array, colour: str | None) -> Array:
-    """How well observed masks and their plain parts, `m p` each, fit all templates: `m n`; by the mask alone if the
-    colour is unknown."""
-    outer = overlap(masks, templates().masks)
-    return outer if colour is None else OUTER * outer + (1 - OUTER) * overlap(plains, plain_templates(colour))
+def match(masks: Array, plains: Array, colour: str | None, spins: bool) -> Array:
+    """How well observed masks and their plain parts, `m p` each, fit all templates: `m n`.
+
+    By the mask alone if the colour is unknown. Only what spins is ever turned by more than a little: for the rest, a
+    triangle is not a heart upside down; poses that cannot be are 0.
+    """
+    known = templates()
+    fit = overlap(masks, known.masks)
+    if colour is not None:
+        fit = OUTER * fit + (1 - OUTER) * overlap(plains, plain_templates(colour))
+    return fit if spins else np.where(np.abs(known.turns) <= TILT, fit, 0)
 
 
 def overlap(seen: Array, known: Array) -> Array:
