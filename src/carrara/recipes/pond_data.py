@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,8 +55,7 @@ class PixelSource:
 
     def batch(self, first: int, count: int) -> PixelBatch:
         """Clips of the scenes first..first+count-1."""
-        rendered = render(self.scenes(first, count), self.shape, self.fps, self.device)
-        return PixelBatch(rendered.video, rendered.mask)
+        return self.render(self.scenes(first, count), self.shape.frames)
 
     def pieces(self, first: int, count: int, frames: int) -> PixelBatch:
         """So many frames of each scene's clip, from anywhere in it."""
@@ -65,6 +64,10 @@ class PixelSource:
             replace(scene, start=scene.start + rest * (mix(first + index) % 997) / 996)
             for index, scene in enumerate(self.scenes(first, count))
         ]
+        return self.render(scenes, frames)
+
+    def render(self, scenes: Sequence[Scene], frames: int) -> PixelBatch:
+        """So many frames of each scene, from its start."""
         rendered = render(scenes, replace(self.shape, frames=frames), self.fps, self.device)
         return PixelBatch(rendered.video, rendered.mask)
 
@@ -113,7 +116,8 @@ def encode_clips(
     def produce(start: int, stop: int) -> Iterator[LatentBatch]:
         for at in range(start, stop, ENCODE_BATCH):
             numbers = range(first + at, first + min(at + ENCODE_BATCH, stop))
-            pixels = source.batch(numbers.start, len(numbers))
+            scenes = source.scenes(numbers.start, len(numbers))
+            pixels = source.render(scenes, source.shape.frames)
             video = to_unit(pixels.video)
             frames = torch.tensor(
                 [[_any_frame(number, source.shape.frames), source.shape.frames - 1] for number in numbers]
@@ -123,7 +127,7 @@ def encode_clips(
                 single = autoencoder.encode(_pick(video, frames.to(video.device)))
             yield LatentBatch(
                 latents,
-                [{"scene": to_dict(scene)} for scene in source.scenes(numbers.start, len(numbers))],
+                [{"scene": to_dict(scene)} for scene in scenes],
                 rearrange(single, "(b k) c 1 h w -> b k c h w", k=2),
                 frames,
             )
