@@ -15,7 +15,6 @@ from carrara.autoencoders.video_config import (
     VideoAutoencoderConfig,
     small_64,
     small_128,
-    small_128_wide,
 )
 from carrara.autoencoders.video_weights import diffusers_names
 
@@ -24,7 +23,7 @@ SECOND = VideoAutoencoderConfig(
     base_dim=8, decoder_base_dim=12, latent_channels=6, num_res_blocks=1, residual=True, patch=2
 )
 CONFIGS = {"2.1": FIRST, "2.2": SECOND}
-ALL = {"2.1": WAN_2_1, "2.2": WAN_2_2, "128": small_128(), "128 wide": small_128_wide(), "64": small_64()}
+ALL = {"2.1": WAN_2_1, "2.2": WAN_2_2, "128": small_128(), "64": small_64()}
 
 
 def theirs(config: VideoAutoencoderConfig) -> AutoencoderKLWan:

@@ -1,4 +1,4 @@
-"""What the autoencoder is trained on: absolute error, error of edges, KL, and how both are weighted by place.
+"""What the autoencoder is trained on: absolute and squared error, error of edges, KL, and how places are weighted.
 
 All inputs are clips `b c t h w` in [-1, 1]. The weights average 1 over the batch, so raising one kind of place lowers
 the others and the scale of the loss stays.
@@ -21,12 +21,16 @@ from carrara.autoencoders.video import Posterior
 class AutoencoderLossConfig:
     """Weights of the terms of `autoencoder_loss`.
 
-    gradient: of the error of finite differences along time, rows and columns (sharp edges, no flicker);
+    l1: of the absolute error; squared: of the squared error, which learns small things beside a large background
+    sooner (the median of a place that is seldom covered is the background, its mean is not); gradient: of the error
+    of finite differences along time, rows and columns (sharp edges, no flicker);
     kl: of the KL divergence to the unit Gaussian, in nats per latent value; actor: of a pixel on an actor, relative to
     one beside; outlier, outlier_radius: of the latents' distance beyond that many standard deviations of their frame
     (Movie Gen, arXiv 2410.13720, section 3.1.1), 0 is off.
     """
 
+    l1: float = 1.0
+    squared: float = 0.0
     gradient: float = 1.0
     kl: float = 1e-6
     actor: float = 5.0
@@ -41,19 +45,26 @@ def autoencoder_loss(
     actors: Tensor | None = None,
     config: AutoencoderLossConfig = AutoencoderLossConfig(),
 ) -> dict[str, Tensor]:
-    """Scalars: "loss" to minimise, and its terms "l1", "gradient", "kl" and "outlier", each before its weight.
+    """Scalars: "loss" to minimise, and its terms "l1", "squared", "gradient", "kl" and "outlier", before their weights.
 
+    Terms of weight 0 are left out, but for the KL divergence.
     actors: `b 1 t h w` or `b t h w`, 1 on actors, 0 beside and between for soft edges; None weighs all places alike.
     """
     if video.shape != reconstruction.shape:
         raise ValueError(f"reconstruction {tuple(reconstruction.shape)} and video {tuple(video.shape)} must be alike")
     weights = None if actors is None else place_weights(actors, config.actor)
     error = reconstruction - video
-    l1 = _mean(error.abs(), weights)
-    gradient = _Differences.apply(error, weights)
     kl = kl_divergence(posterior)
-    terms = {"l1": l1, "gradient": gradient, "kl": kl}
-    loss = l1 + config.gradient * gradient + config.kl * kl
+    terms, loss = {"kl": kl}, config.kl * kl
+    if config.l1:
+        terms["l1"] = _mean(error.abs(), weights)
+        loss = loss + config.l1 * terms["l1"]
+    if config.squared:
+        terms["squared"] = _mean(error.square(), weights)
+        loss = loss + config.squared * terms["squared"]
+    if config.gradient:
+        terms["gradient"] = _Differences.apply(error, weights)
+        loss = loss + config.gradient * terms["gradient"]
     if config.outlier:
         terms["outlier"] = outlier_penalty(posterior.mean, config.outlier_radius)
         loss = loss + config.outlier * terms["outlier"]
@@ -94,6 +105,22 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         weights = mask.float() if mask.ndim == 5 else mask.float().unsqueeze(1)
         mean = (error * weights).sum(dim=(1, 2, 3, 4)) / weights.sum(dim=(1, 2, 3, 4))
     return 10 * (math.log10(4) - torch.log10(mean))  # the peak is 2: from -1 to 1
+
+
+def actor_boxes(actors: Tensor) -> Tensor:
+    """Places inside the bounding box of any actor, frame by frame: `b t h w`, from actors' numbers (0: none)."""
+    boxes = torch.zeros_like(actors, dtype=torch.bool)
+    for number in range(1, int(actors.max()) + 1):
+        seen = actors == number
+        rows, columns = seen.any(3), seen.any(2)
+        boxes |= _between(rows)[..., :, None] & _between(columns)[..., None, :]
+    return boxes
+
+
+def _between(marked: Tensor) -> Tensor:
+    """From the first to the last mark along the last axis."""
+    forward, backward = marked.cummax(-1).values, marked.flip(-1).cummax(-1).values.flip(-1)
+    return forward & backward
 
 
 def _mean(error: Tensor, weights: Tensor | None) -> Tensor:

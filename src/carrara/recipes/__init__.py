@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from carrara.recipes.pond import PondRecipe, pond, pond_tiny
+from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
 
-RECIPES: dict[str, Callable[[], PondRecipe]] = {"pond": pond, "pond-tiny": pond_tiny}
+RECIPES: dict[str, Callable[[], PondRecipe]] = {"pond": pond, "pond-128": pond_128, "pond-tiny": pond_tiny}

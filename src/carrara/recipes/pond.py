@@ -15,7 +15,7 @@ import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video import VideoAutoencoder
-from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_128
+from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
@@ -58,7 +58,8 @@ AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES = 0, 2**33, 2**34
 class AutoencoderStage:
     """How the autoencoder is trained: its shape, its loss, the world's mix.
 
-    batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only. With windows,
+    images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
+    them in a step. batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only. With windows,
     of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch` windows of
     `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
     """
@@ -71,14 +72,16 @@ class AutoencoderStage:
     crop: int = 0
     crop_batch: int = 8
     piece_batch: int = 24
-    piece_frames: int = 5
+    piece_frames: int = 9
     per_clip: int = 2
+    images: int = 0
+    image_batch: int = 64
     validation: int = 48
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "validation")
-        _at_least(self, 0, "crop")
+        _at_least(self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch", "validation")
+        _at_least(self, 0, "crop", "images")
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,18 @@ class PondRecipe:
             load_ema(Path(stage.start), autoencoder)
         autoencoder.to(device)
         source = PixelSource(self.shape, self.fps, stage.mix, device)
-        stride = max(stage.batch, stage.crop_batch, stage.piece_batch)
+        stride = max(stage.batch, stage.crop_batch, stage.piece_batch, stage.image_batch)
 
         def batch(step: int) -> PixelBatch:
             first = AUTOENCODER_SCENES + step * stride
-            if not stage.crop or step % 4 == 3:
-                return source.batch(first, stage.batch)
             generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
-            if step % 4 == 1:
+            if step < stage.images:
+                if not stage.crop or step % 4 == 3:
+                    return source.pieces(first, max(1, stage.image_batch // 4), 1)
+                clips = source.pieces(first, max(1, stage.image_batch // stage.per_clip), 1)
+            elif not stage.crop or step % 4 == 3:
+                return source.batch(first, stage.batch)
+            elif step % 4 == 1:
                 clips = source.batch(first, stage.crop_batch // stage.per_clip)
             else:
                 clips = source.pieces(first, stage.piece_batch // stage.per_clip, stage.piece_frames)
@@ -241,25 +248,28 @@ def _device(name: str) -> str:
 
 
 def pond() -> PondRecipe:
-    """The first bundled model: 17 frames of 128 x 128 on two CPU cores in about an hour and a half."""
+    """The bundled model: 17 frames of 64 x 64 through an autoencoder of stride 4 x 8 x 8, on two CPU cores."""
     return PondRecipe(
         AutoencoderStage(
-            small_128(),
+            small_64(),
             TrainConfig(
-                minutes=17,
+                minutes=60,
                 warmup=50,
+                decay_share=0.4,
                 optimizer="muon",
-                learning_rate=5e-4,
-                matrix_learning_rate=1e-3,
-                decay_share=0.5,
+                weight_decay=0.0,
                 prefetch=False,
                 validate_every=500,
-                picture_every=500,
+                picture_every=1000,
             ),
-            AutoencoderLossConfig(kl=1e-5),
+            AutoencoderLossConfig(l1=0, squared=4, gradient=0, kl=3e-5),
             EVERYTHING,
-            batch=2,
-            crop=64,
+            batch=4,
+            crop=32,
+            crop_batch=16,
+            piece_batch=32,
+            images=4000,
+            image_batch=64,
         ),
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
@@ -273,10 +283,21 @@ def pond() -> PondRecipe:
                 picture_every=500,
             ),
             Mix(two=0.12, relation=0.5, wall=0.03, camera=0.06),
-            clips=12_000,
+            clips=100_000,
             batch=48,
         ),
+        width=64,
+        height=64,
     )
+
+
+def pond_128() -> PondRecipe:
+    """As `pond` with four times the pixels in the same number of tokens: stride 4 x 16 x 16, for longer training."""
+    small = pond()
+    autoencoder = replace(
+        small.autoencoder, model=small_128(), batch=2, crop=64, crop_batch=6, piece_batch=12, image_batch=32
+    )
+    return replace(small, autoencoder=autoencoder, width=128, height=128)
 
 
 def pond_tiny() -> PondRecipe:

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from carrara.autoencoders.losses import AutoencoderLossConfig, autoencoder_loss, psnr
+from carrara.autoencoders.losses import AutoencoderLossConfig, actor_boxes, autoencoder_loss, psnr
 from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
 from carrara.core.types import Keyframes, VideoShape
 from carrara.diffusion.fields import Field, FieldMix, draw_field
@@ -97,13 +97,14 @@ class AutoencoderPhase:
         return torch.cat([to_bytes(self.autoencoder.decode(self.autoencoder.encode(to_unit(part)))) for part in parts])
 
     def validate(self) -> dict[str, float]:
-        """PSNR in dB on the fixed clips, over the whole frame and over the actors' pixels."""
+        """PSNR in dB on the fixed clips: over the whole frame, the actors' boxes, and the actors' pixels."""
         made = to_unit(self.reconstruct(self.validation.video))
         truth = to_unit(self.validation.video)
-        actors = self.validation.actors > 0
+        actors = self.validation.actors
         return {
             "psnr": float(psnr(made, truth).mean()),
-            "psnr_actors": float(psnr(made, truth, actors).nanmean()),
+            "psnr_boxes": float(psnr(made, truth, actor_boxes(actors)).nanmean()),
+            "psnr_actors": float(psnr(made, truth, actors > 0).nanmean()),
         }
 
     def picture(self) -> Tensor:
