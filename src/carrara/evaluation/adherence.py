@@ -2,7 +2,7 @@
 
 Only what the prompt's text commits to is scored. An attribute that could not be read counts as wrong, and so does
 everything about an actor that is not there. With two actors the reading is assigned to the request by the order that
-makes most of it right, because a clip does not say which actor is the first.
+makes most of it right, because a clip does not say which actor is the first; a relation is judged in that order.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from carrara.core.config import nearest
 from carrara.data.pond.captions import Caption
 from carrara.data.pond.world import Scene
 from carrara.evaluation.reading import ActorReading, Reading, read_file
+from carrara.evaluation.relations import holds
 
 ACTOR = ("kind", "colour", "size", "motion", "stilts")
 SCENE = ("background", "camera")
-ATTRIBUTES = ("background", "camera", "count", *ACTOR)
+ATTRIBUTES = ("background", "camera", "count", *ACTOR, "relation")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt commits to. background, camera: None where it says nothing; actors: per actor the attributes it
-    names (of "kind", "colour", "size", "motion", "stilts") and their values."""
+    """What a prompt commits to. background, camera, relation (of the first actor to the second): None where it says
+    nothing; actors: per actor the attributes it names (of "kind", "colour", "size", "motion", "stilts") and their
+    values."""
 
     actors: tuple[Mapping[str, str | bool], ...]
     background: str | None = None
     camera: str | None = None
+    relation: str | None = None
 
     def __post_init__(self) -> None:
         for actor in self.actors:
@@ -46,6 +49,7 @@ class Asked:
             tuple({name: getattr(actor, name) for name in names} for actor in scene.actors),
             scene.background,
             scene.camera,
+            scene.relation,
         )
 
     @classmethod
@@ -60,11 +64,13 @@ class Asked:
             actors,
             scene.background if "background" in said else None,
             scene.camera if "camera" in said else None,
+            scene.relation if "relation" in said else None,
         )
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"background": self.background, "camera": self.camera, "actors": [dict(actor) for actor in self.actors]}
+        scene = {name: getattr(self, name) for name in (*SCENE, "relation")}
+        return scene | {"actors": [dict(actor) for actor in self.actors]}
 
 
 def score(reading: Reading, asked: Asked) -> dict[str, bool]:
@@ -92,6 +98,9 @@ def _actors(order: tuple[ActorReading | None, ...], asked: Asked) -> dict[str, b
         for name, value in wanted.items():
             seen = getattr(found, name) if found is not None else None
             verdicts[name] = verdicts.get(name, True) and seen is not None and seen == value
+    if asked.relation is not None:
+        first, second = (*order, None, None)[:2]
+        verdicts["relation"] = first is not None and second is not None and holds(asked.relation, first, second)
     return verdicts
 
 

@@ -34,7 +34,7 @@ class ActorReading:
     """What one actor is seen to be; None where it cannot be told.
 
     track: where its centre is, world units (origin mid-frame, y down, the camera taken out), and its radius, per frame;
-    scores: how well the silhouette fits ("kind", intersection over union), how many of its pixels have the colour
+    area: how much of it is seen per frame, square world units, NaN where nothing is; scores: how well the silhouette fits ("kind", intersection over union), how many of its pixels have the colour
     ("colour"), in how many frames it is seen ("seen").
     """
 
@@ -44,6 +44,7 @@ class ActorReading:
     motion: str | None
     stilts: bool | None
     track: Track
+    area: Floats = field(default_factory=lambda: np.zeros(0))
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -108,7 +109,9 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     """One actor from its masks over the frames."""
     nowhere = np.full(len(times), np.nan)
     if not any(sights):
-        return ActorReading(None, None, None, None, None, Track(times, nowhere, nowhere, nowhere), {"seen": 0.0})
+        return ActorReading(
+            None, None, None, None, None, Track(times, nowhere, nowhere, nowhere), nowhere, {"seen": 0.0}
+        )
     views, share = look(sights)
     colour = name_colour(share)
     spin = read_turning(stage, views)
@@ -119,6 +122,8 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     name = max(support, key=lambda option: support[option])
     track, motion = read_track(stage, views, np.where(names == name, fit, -1).argmax(axis=1), times, spin)
     known = support[name] >= ALIKE
+    area = nowhere.copy()
+    area[views.seen] = views.areas / stage.unit**2
     return ActorReading(
         kind=name.split()[0] if known else None,
         colour=colour,
@@ -126,6 +131,7 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
         motion=motion,
         stilts="stilts" in name if known else None,
         track=track,
+        area=area,
         scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
     )
 
@@ -134,8 +140,9 @@ def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
     """An actor's masks in the common frame, and the share of its pixels that each colour has."""
     shown = [(t, s) for t, s in enumerate(sights) if s is not None]
     whole = np.array([s.whole for _, s in shown])
-    if whole.sum() < 3:  # nearly always cut off: better judged in part than not at all
-        whole[:] = True
+    if whole.sum() < 3:  # nearly always cut off: better judged where most of it is seen than not at all
+        visible = np.array([float(s.alpha.sum()) for _, s in shown])
+        whole = visible >= 0.8 * visible.max()
     share = np.median([s.share for (_, s), clean in zip(shown, whole) if clean], axis=0)
     colour = name_colour(share)
     masks, plains, areas, places = [], [], [], []
