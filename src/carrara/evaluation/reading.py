@@ -34,8 +34,9 @@ class ActorReading:
     """What one actor is seen to be; None where it cannot be told.
 
     track: where its centre is, world units (origin mid-frame, y down, the camera taken out), and its radius, per frame;
-    area: how much of it is seen per frame, square world units, NaN where nothing is; scores: how well the silhouette fits ("kind", intersection over union), how many of its pixels have the colour
-    ("colour"), in how many frames it is seen ("seen").
+    area: how much of it is seen per frame, square world units, NaN where nothing is; scores: how well the silhouette
+    fits ("kind", intersection over union), how many of its pixels have the colour ("colour"), in how many frames it is
+    seen ("seen").
     """
 
     kind: str | None
