@@ -25,7 +25,7 @@ from carrara.core.types import VideoShape
 from carrara.generation.clip import Clip
 from carrara.generation.manifest import Manifest, Software, find_manifest, read_manifest
 from carrara.generation.request import Plan, Request, resolve
-from carrara.systems.latent import LatentVideo
+from carrara.systems.latent import LatentVideo, Watch
 
 LATENTS = ".latents.safetensors"
 _BUNDLED = Path(__file__).parent.parent / "models"
@@ -93,10 +93,15 @@ class Model:
             software=Software.here(self.system),
         )
 
-    def sample(self, plan: Plan, progress: bool | None = None) -> Tensor:
-        """The plan's latents `1 c f h w`. Raises GenerationError where they are not finite."""
+    def sample(self, plan: Plan, progress: bool | None = None, watch: Watch | None = None) -> Tensor:
+        """The plan's latents `1 c f h w`; `watch` is shown every evaluation.
+
+        Raises GenerationError where they are not finite.
+        """
         with progress_bar("denoising", progress) as show:
-            latents = self.system.sample([plan.prompt], [plan.seed], plan.shape, plan.sampling, plan.negative, show)
+            latents = self.system.sample(
+                [plan.prompt], [plan.seed], plan.shape, plan.sampling, plan.negative, show, watch=watch
+            )
         if not latents.isfinite().all():
             settings = f"guidance={plan.sampling.guidance:g}, steps={plan.sampling.steps}"
             raise GenerationError(f"the denoiser's output is not finite; {_cause(self.system, settings)}")

@@ -18,11 +18,16 @@ SHORT = 2048
 """On CPUs, up to this many keys, two plain products beat the streaming kernel (80: 3 times; 1280: 1.2 times)."""
 
 
+def weigh(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(c) + bias), `b h n m`, for `b h n c` queries and `b h m c` keys; bias `b 1 1 m`."""
+    scores = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
+    return torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(c) + bias) v for `b h n c` queries and `b h m c` keys and values; bias `b 1 1 m`."""
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
-        scores = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
-        return torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1) @ v
+        return weigh(q, k, bias) @ v
     mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[-2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -53,6 +58,18 @@ class Attention(nn.Module):
         q = self._heads(self.q(x), self.norm_q, turns)
         k, v = self.read(x, turns) if keys is None else keys
         return self.o(rearrange(attend(q, k, v, bias), "b h n c -> b n (h c)"))
+
+    def weights(self, x: Tensor, turns: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        """How much of every token the tokens `queries` take in when x attends to itself: `b h n m`, rows sum to 1.
+
+        queries: indices of n of the m tokens, all of them if None. For looking inside: `forward` keeps nothing, so
+        whoever wants to see computes the weights again from the same x.
+        """
+        if queries is None:
+            q = self._heads(self.q(x), self.norm_q, turns)
+        else:
+            q = self._heads(self.q(x[:, queries]), self.norm_q, turns if turns is None else turns[:, queries])
+        return weigh(q, self._heads(self.k(x), self.norm_k, turns))
 
     def _heads(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None) -> Tensor:
         """Normalise (in float32), turn, and split into heads in the type that matrices run in."""

@@ -44,6 +44,8 @@ GRIDS: dict[str, Callable[[int, float], Grid]] = {
 }
 
 Progress = Callable[[int, int], None]
+Watch = Callable[[GridPoint, Tensor, Tensor], None]
+"""Sees every evaluation of a sampler: the point, x there, and the estimate of the data (guided)."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,12 @@ class LatentVideo:
         progress: Progress | None = None,
         known: Known | None = None,
         keyframes: Keyframes | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Draw normalised latents `b c f h w`, one prompt and one seed each.
 
         `known` latents are held at level 0 (a beginning, a region); `keyframes` are frames known at other times.
+        `watch` is shown every evaluation and changes nothing.
         Raises ValueError for a shape that the model cannot make or an unknown sampler.
         """
         sampler = choose("sampler", sampling.sampler, SAMPLERS)
@@ -202,6 +206,8 @@ class LatentVideo:
             denoise = hold(denoise, known.latents, known.mask)
         if progress is not None:
             denoise = _counted(denoise, progress, evaluations(sampling.sampler, sampling.steps))
+        if watch is not None:
+            denoise = _watched(denoise, watch)
         return sampler(denoise, noise, grid, generators)
 
     def _denoise(self, text: TextStates, known: Known | None, keyframes: Keyframes | None) -> Denoise:
@@ -224,6 +230,17 @@ class LatentVideo:
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""
         return self.autoencoder.decode_chunks(latents)
+
+
+def _watched(denoise: Denoise, watch: Watch) -> Denoise:
+    """Show every evaluation."""
+
+    def watched(x: Tensor, point: GridPoint) -> Tensor:
+        denoised = denoise(x, point)
+        watch(point, x, denoised)
+        return denoised
+
+    return watched
 
 
 def _counted(denoise: Denoise, progress: Progress, total: int) -> Denoise:
