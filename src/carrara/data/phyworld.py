@@ -94,7 +94,8 @@ class BallTruth:
     def inside(self) -> NDArray[np.bool_]:
         """`a t`: the whole ball is within the world."""
         reach = self.radius[:, None, None]
-        return ((self.position >= reach) & (self.position <= WORLD - reach)).all(-1)
+        within: NDArray[np.bool_] = np.all((self.position >= reach) & (self.position <= WORLD - reach), axis=-1)
+        return within
 
 
 # --- scenes --------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def sample_balls(seed: int, kind: str, split: str = "in") -> BallScene:
     outside = str(rng.choice(OUTSIDE)) if split == "out" else ""
 
     def draw(inner: tuple[float, float], outer: Sequence[tuple[float, float]], beyond: bool) -> float:
-        return float(rng.uniform(*(outer[rng.integers(2)] if beyond else inner)))
+        return float(rng.uniform(*(outer[int(rng.integers(2))] if beyond else inner)))
 
     balls: tuple[Ball, ...] | None
     while True:
