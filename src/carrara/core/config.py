@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,7 +35,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     if not is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in fields(cls)}
     for key in values:
         if key not in known:
@@ -53,6 +54,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**built)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; resolving them costs more than building the value."""
+    return get_type_hints(cls)
 
 
 def _fits(value: Any, kind: Any) -> bool:
