@@ -8,5 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
+from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 
-RECIPES: dict[str, Callable[[], PondRecipe]] = {"pond": pond, "pond-128": pond_128, "pond-tiny": pond_tiny}
+RECIPES: dict[str, Callable[[], PondRecipe | DistillRecipe]] = {
+    "pond": pond,
+    "pond-128": pond_128,
+    "pond-tiny": pond_tiny,
+    "pond-distill": pond_distill,
+}
