@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from carrara.diffusion.fields import EQUAL, INDEPENDENT, KEYFRAME, PREFIX, FieldMix, draw_field, draw_times
+from carrara.diffusion.fields import EQUAL, INDEPENDENT, KEYFRAME, PREFIX, FieldMix, TimeDraw, draw_field, draw_times
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -16,11 +16,11 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_times_are_stratified(share):
     """Through the mixture's distribution function every batch is an even comb, however small."""
     for n in (1, 10, 64):
-        times = draw_times(n, generator(n), share).double()
+        times = draw_times(n, generator(n), TimeDraw(1 - share)).double()
         assert ((times > 0) & (times < 1)).all()
         assert times.dtype == torch.float64
     # Sorted within its component, the i-th quantile lies in the i-th part.
-    times = draw_times(1000, generator(), share).double().sort().values
+    times = draw_times(1000, generator(), TimeDraw(1 - share)).double().sort().values
     normal = torch.special.ndtr(torch.logit(times))
     mixture = share * normal + (1 - share) * times
     even = (torch.arange(1000) + 0.5) / 1000
@@ -40,7 +40,7 @@ def test_times_are_in_random_order_and_follow_the_generator():
 
 
 def test_moments_of_the_logit_normal():
-    logits = torch.logit(draw_times(20000, generator(), 1.0, mean=0.5, std=2.0).double())
+    logits = torch.logit(draw_times(20000, generator(), TimeDraw(0, mean=0.5, std=2.0)).double())
     assert logits.mean().item() == pytest.approx(0.5, abs=0.01)
     assert logits.std().item() == pytest.approx(2.0, abs=0.02)
 
@@ -111,7 +111,7 @@ def test_bad_shares_are_refused():
         FieldMix(equal=1.0)
     with pytest.raises(ValueError, match=r"prefix=-0\.1"):
         FieldMix(equal=0.92, prefix=-0.1)
-    with pytest.raises(ValueError, match="logit_normal_share"):
-        draw_times(4, generator(), 1.5)
+    with pytest.raises(ValueError, match=r"uniform=1\.5"):
+        TimeDraw(1.5)
     with pytest.raises(ValueError, match="std"):
-        draw_times(4, generator(), std=0)
+        TimeDraw(std=0)

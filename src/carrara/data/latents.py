@@ -187,9 +187,9 @@ class LatentCache:
     """A finished cache, read in any order: `cache[indices]` is a `LatentBatch`."""
 
     def __init__(
-        self, shards: list[dict[str, Tensor]], lines: list[_Lines], size: int, about: Mapping[str, Any]
+        self, folder: Path, shards: list[dict[str, Tensor]], lines: list[_Lines], size: int, about: Mapping[str, Any]
     ) -> None:
-        self.about = about
+        self.folder, self.about = folder, about
         self._shards, self._lines, self._size = shards, lines, size
         self._count = sum(len(part) for part in lines)
 
@@ -216,7 +216,7 @@ class LatentCache:
             lines.append(_Lines(path.with_suffix(".jsonl"), rows))
         if device is not None:
             shards, size = [_load(shards, torch.device(device))], count
-        return cls(shards, lines, size, index.get("about", {}))
+        return cls(folder, shards, lines, size, index.get("about", {}))
 
     def __len__(self) -> int:
         return self._count

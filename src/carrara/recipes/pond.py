@@ -23,7 +23,7 @@ from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
-from carrara.diffusion.fields import FieldMix
+from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.recipes.pond_data import (
     Captioning,
     PixelSource,
@@ -32,6 +32,8 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
+from carrara.recipes.pond_truth import TruthTable, content_head
+from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
@@ -80,7 +82,9 @@ class AutoencoderStage:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch", "validation")
+        _at_least(
+            self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch", "validation"
+        )
         _at_least(self, 0, "crop", "images")
 
 
@@ -90,7 +94,8 @@ class DenoiserStage:
 
     model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
     clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
-    fields: shares of the kinds of noise field; sampling: what the finished model does by default.
+    fields: shares of the kinds of noise field; times: how noise levels are drawn; alignment: of middle features with
+    what the clips truly show; sampling: what the finished model does by default.
     """
 
     model: DiTConfig
@@ -104,10 +109,14 @@ class DenoiserStage:
     text_layers: int = 2
     captioning: Captioning = field(default_factory=Captioning)
     fields: FieldMix = field(default_factory=FieldMix)
+    times: TimeDraw = field(default_factory=TimeDraw)
+    alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
+        if self.alignment.weight and self.alignment.block > self.model.layers:
+            raise ValueError(f"alignment.block={self.alignment.block}: the transformer has {self.model.layers} blocks")
 
 
 @dataclass(frozen=True)
@@ -209,20 +218,27 @@ class PondRecipe:
         )
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
+        head, truth = None, None
+        if stage.alignment.weight:
+            stride = self.autoencoder.model.stride
+            _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
+            head = content_head(denoiser.config.dim, stride.time, stage.alignment, self.seed).to(device)
+            truth = TruthTable.open(cache, stride.time, rows, columns)
         defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
         system = LatentVideo(
             read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer, defaults
         )
         return DenoiserPhase(
             system,
-            latent_source(cache, stage.batch, stage.captioning, self.seed),
-            latent_source(
-                validation, stage.validation, replace(stage.captioning, image_share=0, early_image_share=0), 0
-            )(0),
+            latent_source(cache, stage.batch, stage.captioning, self.seed, truth),
+            # Told as every other recipe's are, so that losses compare between mixes of captions.
+            latent_source(validation, stage.validation, Captioning(image_share=0, early_image_share=0), 0)(0),
             stage.fields,
             stage.sampling,
             PICTURED,
             self.shape,
+            times=stage.times,
+            content_head=head,
         )
 
     def _settings(self, stage: str) -> dict[str, object]:

@@ -19,6 +19,7 @@ from carrara.data.pond.captions import caption, vocabulary
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene
+from carrara.recipes.pond_truth import TruthTable
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -147,9 +148,12 @@ def encode_clips(
 
 
 def latent_source(
-    cache: LatentCache, batch: int, captioning: Captioning, seed: int
+    cache: LatentCache, batch: int, captioning: Captioning, seed: int, truth: TruthTable | None = None
 ) -> Callable[[int], CaptionedLatents]:
-    """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip."""
+    """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip.
+
+    truth: what the cache's clips show, to be part of the batches.
+    """
     told = [captioning.short, captioning.medium, captioning.dense]
 
     def at(step: int) -> CaptionedLatents:
@@ -158,7 +162,8 @@ def latent_source(
         levels = torch.multinomial(torch.tensor(told), batch, replacement=True, generator=generator).tolist()
         share = captioning.early_image_share if step < captioning.early_steps else captioning.image_share
         images = float(torch.rand((), generator=generator)) < share
-        clips = cache[indices(step, batch, len(cache), seed)]
+        chosen = indices(step, batch, len(cache), seed)
+        clips = cache[chosen]
         assert clips.keyframes is not None
         assert clips.frames is not None
         captions = []
@@ -170,7 +175,8 @@ def latent_source(
             captions.append(caption(told_as, name, mix(seed, step, row), plain).text)
         latents = clips.latents[:, :, :1] if images else clips.latents
         times = clips.frames.float() / 4
-        return CaptionedLatents(latents, captions, rearrange(clips.keyframes, "b k c h w -> b c k h w"), times)
+        keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
+        return CaptionedLatents(latents, captions, keyframes, times, truth(chosen, images) if truth else None)
 
     return at
 

@@ -16,7 +16,8 @@ from torch import Generator, Tensor, nn
 from carrara.autoencoders.losses import AutoencoderLossConfig, actor_boxes, autoencoder_loss, psnr
 from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
 from carrara.core.types import Keyframes, VideoShape
-from carrara.diffusion.fields import Field, FieldMix, draw_field
+from carrara.diffusion.fields import Field, FieldMix, TimeDraw, draw_field
+from carrara.systems.alignment import Content, ContentHead, outputs_of
 from carrara.systems.folder import write_autoencoder
 from carrara.systems.latent import LatentVideo, Sampling
 
@@ -36,13 +37,15 @@ class CaptionedLatents:
     """Clips for the denoiser.
 
     latents: `b c f h w`, normalised (f = 1 for images); captions: one text each; keyframes: `b c k h w`, frames encoded
-    alone, with their times `(b, k)` in latent frames; the last of the k is the clip's last frame.
+    alone, with their times `(b, k)` in latent frames; the last of the k is the clip's last frame; content: what the
+    clips truly show, where that is to be learned too.
     """
 
     latents: Tensor
     captions: Sequence[str]
     keyframes: Tensor
     keyframe_times: Tensor
+    content: Content | None = None
 
 
 def to_unit(video: Tensor) -> Tensor:
@@ -123,7 +126,11 @@ class AutoencoderPhase:
 
 
 class DenoiserPhase:
-    """Train the transformer and the text encoder together to undo noise on encoded clips (flow matching)."""
+    """Train the transformer and the text encoder together to undo noise on encoded clips (flow matching).
+
+    times: how noise levels are drawn; content_head: learns from the transformer's middle what batches truly show (see
+    `alignment.py`). It is trained and checkpointed with the model, and no part of it.
+    """
 
     def __init__(
         self,
@@ -135,8 +142,13 @@ class DenoiserPhase:
         pictured: Sequence[str],
         shape: VideoShape,
         caption_dropout: float = 0.1,
+        times: TimeDraw | None = None,
+        content_head: ContentHead | None = None,
     ) -> None:
-        self.module: nn.Module = nn.ModuleDict({"denoiser": system.denoiser, "text_encoder": system.text_encoder})
+        parts: dict[str, nn.Module] = {"denoiser": system.denoiser, "text_encoder": system.text_encoder}
+        if content_head is not None:
+            parts["content_head"] = content_head
+        self.module: nn.Module = nn.ModuleDict(parts)
         self.system = system
         self.batch = batch
         self.validation = validation
@@ -145,6 +157,8 @@ class DenoiserPhase:
         self.pictured = pictured
         self.shape = shape
         self.caption_dropout = caption_dropout
+        self.times = times
+        self.content_head = content_head
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -163,8 +177,18 @@ class DenoiserPhase:
         noise = torch.randn(latents.shape, generator=generator, device=device)
         end = self.system.stride.time * (f - 1)
         keyframes = take_keyframes(batch, field, end, generator) if given else None
-        error = self._errors(latents, noise, field.levels, captions, keyframes)
-        return {"loss": (error * field.weights).sum() / field.weights.sum().clamp(min=1)}
+        if self.content_head is None:
+            error = self._errors(latents, noise, field.levels, captions, keyframes)
+            return {"loss": _mean(error, field.weights)}
+        if batch.content is None:
+            raise ValueError("a content head but batches without content: give both or neither")
+        alignment = self.content_head.alignment
+        with outputs_of(self.system.denoiser.blocks[alignment.block - 1]) as features:
+            error = self._errors(latents, noise, field.levels, captions, keyframes)
+        flow = _mean(error, field.weights)
+        # Tokens are grouped by noise level inside the transformer; one after the other they are the latents' order.
+        told = self.content_head.loss(features[0].flatten(1, 2), batch.content.to(latents.device))
+        return {"loss": flow + alignment.weight * told, "flow": flow, "content": told}
 
     def _errors(
         self, latents: Tensor, noise: Tensor, levels: Tensor, captions: Sequence[str], keyframes: Keyframes | None
@@ -207,6 +231,10 @@ class DenoiserPhase:
         )
         whole = LatentVideo(system.autoencoder, system.denoiser, system.text_encoder, system.tokenizer, defaults)
         whole.save(Path(folder))
+
+
+def _mean(error: Tensor, weights: Tensor) -> Tensor:
+    return (error * weights).sum() / weights.sum().clamp(min=1)
 
 
 def only_keyframes(mix: FieldMix) -> FieldMix:
