@@ -81,13 +81,17 @@ class Info:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: does it show what the prompts ask for?"""
+    """Measure a model: does it show what the prompts ask for, beside its ceilings and controls?"""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]] = "pond"
     """Bundled model or model folder."""
+    suite: Literal["quick", "full"] = "quick"
+    """How much is measured."""
+    only: Annotated[str, arg(metavar="PARTS")] = ""
+    """Parts to measure, joined by commas; all if none."""
     output: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "runs/evaluation"
-    """Folder for the clips and the scores."""
-    prompts: int = 200
+    """Folder for the clips and the report."""
+    prompts: Whole = None
     """How many prompts."""
     seed: int = 0
     """Seed of prompts and noise."""
@@ -194,6 +198,7 @@ def evaluate(args: list[str]) -> int:
     from carrara.core.config import to_dict
     from carrara.core.files import check_folder
     from carrara.core.types import VideoShape
+    from carrara.evaluation.suite import Subject
     from carrara.evaluation.suite import evaluate as measure
     from carrara.generation.request import Request
     from carrara.generation.run import load
@@ -210,17 +215,21 @@ def evaluate(args: list[str]) -> int:
             model.write(model.plan(request(prompt, seed)), path, overwrite=True, progress=False)
 
     plan = model.plan(request("a ball", 0))
-    measure(
-        make,
-        options.output,
-        prompts=options.prompts,
-        seed=options.seed,
+    subject = Subject(
         shape=VideoShape(defaults.frames, defaults.height, defaults.width),
         fps=defaults.fps,
+        generates=make,
         codec=(system.autoencoder, system.autoencoder),
         about={"model": options.model, "weights": system.fingerprint, "sampling": to_dict(plan.sampling)},
     )
-    print(f"{options.output}/adherence.json")
+    only = tuple(options.only.split(",")) if options.only else ()
+    sections = measure(
+        subject, options.output, suite=options.suite, only=only, prompts=options.prompts, seed=options.seed
+    )
+    for section in sections:
+        if section.tables:
+            print(f"{section.tables[0].text()}\n")
+    print(f"{options.output}/report.html")
     return 0
 
 

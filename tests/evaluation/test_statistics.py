@@ -1,4 +1,4 @@
-"""Wilson's interval and the tables."""
+"""Intervals of shares and means."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrara.evaluation.statistics import Share, failure_sheet, table, tally, wilson
+from carrara.evaluation.statistics import Estimate, Share, mean_estimate, mean_or_none, tally, wilson
 
 
 def test_wilson_agrees_with_the_published_example():
@@ -37,12 +37,38 @@ def test_the_interval_shrinks_with_the_number_and_nothing_counted_says_nothing()
 def test_a_tally_counts_only_where_there_is_a_verdict():
     shares = tally([{"kind": True, "all": True}, {"all": False}], ("kind", "size", "all"))
     assert shares == {"kind": Share(1, 1), "all": Share(1, 2)}
-    assert "50.0%" in table({"model": shares}, ("kind", "size", "all"))
-    assert "size" not in table({"model": shares}, ("kind", "size", "all"))
 
 
-def test_the_sheet_of_failures_is_a_picture_even_without_failures(tmp_path):
-    clip = np.zeros((5, 32, 48, 3), np.uint8)
-    failure_sheet(tmp_path / "some.png", [(clip, "a red ball", "wrong: colour")] * 3)
-    failure_sheet(tmp_path / "none.png", [])
-    assert (tmp_path / "some.png").stat().st_size > (tmp_path / "none.png").stat().st_size > 0
+def test_a_mean_has_students_interval():
+    # Student 1908, Cushny and Peebles' sleep data: mean 1.58, deviation 1.23, t(9) = 2.262
+    found = mean_estimate([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert (found.value, found.low, found.high) == pytest.approx((1.58, 0.70, 2.46), abs=5e-3)
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    found = [mean_estimate(draw.normal(3, 2, 5)) for _ in range(2000)]
+    covered = sum(e.low <= 3 <= e.high for e in found) / 2000
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+def test_one_value_has_no_spread_and_none_has_no_mean():
+    alone = mean_estimate([0.3])
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    assert alone.plain() == {"value": 0.3, "low": None, "high": None, "count": 1}
+    assert mean_or_none([None, 0.3]) == alone
+    assert mean_or_none([None]) is None
+    with pytest.raises(ValueError, match="no values"):
+        mean_estimate([])
+    with pytest.raises(ValueError, match="not finite"):
+        mean_estimate([1.0, math.nan])
+
+
+def test_estimates_know_when_they_are_apart():
+    low, high = mean_estimate([0.1, 0.2, 0.15]), mean_estimate([0.8, 0.9, 0.85])
+    assert low.apart(high)
+    assert high.apart(low)
+    assert not low.apart(low)
+    assert Estimate.of(Share(0, 0)) is None
+    with pytest.raises(ValueError, match="inside its interval"):
+        Estimate(2.0, 0.0, 1.0, 3)

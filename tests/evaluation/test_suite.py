@@ -10,9 +10,10 @@ from carrara.core.media import write_video
 from carrara.core.types import Stride, VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.validity import is_held_out
-from carrara.evaluation.suite import HELD_IN_START, draw_prompts, evaluate
+from carrara.evaluation.prompts import HELD_IN_START, draw_prompts
+from carrara.evaluation.suite import SUITES, Subject, evaluate
 
-SHAPE = VideoShape(17, 96, 96)
+SHAPE = VideoShape(17, 64, 64)
 
 
 class Echo:
@@ -42,14 +43,16 @@ def cheat(number: int, seed: int):
 
 
 def test_prompts_are_fixed_varied_and_never_those_of_training():
-    prompts = draw_prompts(24, seed=3)
-    assert prompts == draw_prompts(24, seed=3)
+    prompts = draw_prompts(30, seed=3)
+    assert prompts == draw_prompts(30, seed=3)
     assert prompts[:10] == draw_prompts(10, seed=3)
-    assert {p.seed for p in prompts}.isdisjoint({p.seed for p in draw_prompts(24, seed=4)})
+    assert {p.seed for p in prompts}.isdisjoint({p.seed for p in draw_prompts(30, seed=4)})
     assert min(p.seed for p in prompts) >= HELD_IN_START
     for prompt in prompts:
         assert is_held_out(prompt.scene) == (prompt.split == "held out")
-    assert len({p.level for p in prompts}) == 3
+    groups = {group for prompt in prompts for group in prompt.groups()}
+    assert {"short", "medium", "dense", "one actor", "two actors", "moving camera"} <= groups
+    assert sum(prompt.asked.relation is not None for prompt in prompts) >= 4
 
 
 @pytest.mark.parametrize(("prompts", "seed"), [(0, 0), (10**6, 0), (10, -1)])
@@ -58,31 +61,44 @@ def test_what_lies_outside_the_range_is_refused(prompts, seed):
         draw_prompts(prompts, seed)
 
 
-def test_a_model_that_shows_the_truth_scores_like_the_truth(tmp_path, capsys):
-    make = cheat(4, 0)
-    report = evaluate(
-        make, tmp_path, prompts=4, shape=SHAPE, codec=(Echo(), Echo()), about={"name": "cheat"}, progress=False
-    )
-    scores = report["scores"]
+def test_a_model_that_shows_the_truth_scores_like_the_truth(tmp_path):
+    codec = (Echo(), Echo())
+    subject = Subject(SHAPE, 8.0, cheat(4, 1000), codec, about={"model": "cheat"})
+    evaluate(subject, tmp_path, only=("adherence",), prompts=4, seed=1000, progress=False)
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    scores = report["sections"]["adherence"]["data"]["scores"]
     assert scores["model"] == scores["truth"] == scores["reconstruction"]
     assert scores["model"]["everything"]["background"]["share"] == 1.0
-    assert json.loads((tmp_path / "adherence.json").read_text("utf-8")) == report
-    assert report["protocol"]["model"] == {"name": "cheat"}
-    assert (tmp_path / "failures.png").is_file()
+    assert scores["frozen"]["everything"]["motion"]["right"] == 0
+    assert report["about"]["model"] == "cheat"
     assert len(list((tmp_path / "model").glob("*.mp4"))) == 4
-    assert "background" in capsys.readouterr().out
+    before = (tmp_path / "report.json").read_bytes()
+    evaluate(subject, tmp_path, only=("adherence",), prompts=4, seed=1000, progress=False)
+    assert (tmp_path / "report.json").read_bytes() == before
 
 
-def test_a_model_that_always_shows_the_same_does_not(tmp_path):
-    first = draw_prompts(6)[0]
+def test_a_model_that_always_shows_the_same_fails_and_its_failures_are_shown(tmp_path):
+    first = draw_prompts(6, 1000)[0]
 
     def same(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
         for path in paths:
             write_video(path, render([first.scene], SHAPE).video[0], 8, overwrite=True)
 
-    report = evaluate(same, tmp_path, prompts=6, shape=SHAPE, progress=False)
-    assert report["scores"]["model"]["everything"]["all"]["right"] <= 2
-    assert (
-        report["scores"]["model"]["everything"]["all"]["right"]
-        < report["scores"]["truth"]["everything"]["all"]["right"]
+    (section,) = evaluate(
+        Subject(SHAPE, 8.0, same), tmp_path, only=("adherence",), prompts=6, seed=1000, progress=False
     )
+    model, truth = (section.data["scores"][name]["everything"]["all"]["right"] for name in ("model", "truth"))
+    assert model <= 2
+    assert model < truth
+    assert len(section.pictures) == 6 - model
+    assert (tmp_path / "report.html").read_text("utf-8").count("<img") == 6 - model
+
+
+def test_what_is_unknown_is_refused_before_anything_is_written(tmp_path):
+    subject = Subject(SHAPE, 8.0)
+    with pytest.raises(ValueError, match="did you mean quick"):
+        evaluate(subject, tmp_path / "new", suite="quik")
+    with pytest.raises(ValueError, match="did you mean adherence"):
+        evaluate(subject, tmp_path / "new", only=("adherance",))
+    assert set(SUITES) == {"quick", "full"}
+    assert not (tmp_path / "new").exists()

@@ -38,7 +38,8 @@ from carrara.data.phyworld import (
     render_balls,
     sample_balls,
 )
-from carrara.evaluation.suite import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, MOST_SEED, reconstruct
+from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, MOST_SEED
+from carrara.evaluation.sources import reconstruct
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]

@@ -45,6 +45,16 @@ class Table:
         }
         return {"title": self.title, "rows": rows, "note": self.note}
 
+    def text(self) -> str:
+        """For a terminal: a line per row."""
+        first = max([len(name) for name, _ in self.rows], default=0)
+        cells = [[cell.text() if cell else "-" for cell in cells] for _, cells in self.rows]
+        wide = [max(map(len, column)) for column in zip(self.columns, *cells)]
+        lines = [self.title, " " * first + "".join(f"  {name:>{w}}" for name, w in zip(self.columns, wide))]
+        for (name, _), texts in zip(self.rows, cells):
+            lines.append(f"{name:<{first}}" + "".join(f"  {text:>{w}}" for text, w in zip(texts, wide)))
+        return "\n".join([*lines, self.note] if self.note else lines)
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
