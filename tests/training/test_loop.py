@@ -168,6 +168,25 @@ def test_averages_are_swapped_in_for_validation_and_export_only(tmp_path: Path):
     assert same(phase.validated[-1], dict(exported.named_parameters()))
 
 
+def test_kept_steps_are_what_shorter_runs_at_the_same_rate_export(tmp_path: Path):
+    """A budget read off a run at a constant rate is the run of that budget."""
+    constant = replace(CONFIG, decay_share=0.0)
+    phase = run(Regression(), replace(constant, keep=(3, 5, 8)), tmp_path / "long")
+    kept = sorted(path.name for path in (tmp_path / "long" / "kept").iterdir())
+    assert kept == ["step-00000003", "step-00000005", "step-00000008"]
+    lines = [line for line in read_metrics(tmp_path / "long" / "metrics.jsonl") if line["kind"] == "validation"]
+    assert [line["step"] for line in lines] == [3, 5, 8, 10, 14]  # the kept steps, each once, and every fifth
+    for steps, name in zip((3, 5, 8), kept):
+        run(Regression(), replace(constant, steps=steps), tmp_path / name)
+        exported = [
+            folder / "weights.safetensors" for folder in (tmp_path / name / "model", tmp_path / "long/kept" / name)
+        ]
+        assert exported[0].read_bytes() == exported[1].read_bytes()
+    assert same(weights(phase), weights(run(Regression(), constant, tmp_path / "plain")))
+    with pytest.raises(ValueError, match="keep="):
+        replace(CONFIG, keep=(0,))
+
+
 def test_the_global_random_state_is_left_alone(tmp_path: Path):
     phase = Regression()
     torch.manual_seed(5)

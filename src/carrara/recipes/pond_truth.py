@@ -60,7 +60,7 @@ class TruthTable:
         if path.is_file():
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}) == made_for:
-                    return cls(*(file.get_tensor(name) for name in ("covered", "actors", "clip")), moments)
+                    return cls(file.get_tensor("covered"), file.get_tensor("actors"), file.get_tensor("clip"), moments)
         about = cache.about
         shape, fps = VideoShape(about["frames"], about["height"], about["width"]), float(about["fps"])
         covered = torch.zeros(len(cache), MOST_ACTORS, shape.frames, rows, columns, dtype=torch.uint8)

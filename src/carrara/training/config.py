@@ -8,7 +8,7 @@ from dataclasses import dataclass
 FREE = frozenset(
     {
         "steps", "minutes", "decay_at", "max_skips", "prefetch", "log_every", "validate_every", "picture_every",
-        "checkpoint_every", "checkpoint_every_minutes", "threads",
+        "checkpoint_every", "checkpoint_every_minutes", "keep", "threads",
     }
 )  # fmt: skip
 
@@ -24,7 +24,8 @@ class TrainConfig:
     `matrix_learning_rate` is for the block matrices under "muon"; everything else takes `learning_rate`.
     `ema` is the decay of the averaged weights, reached by min(ema, (1 + n) / (10 + n)) after n updates.
     Gradients are clipped to the norm `clip` (0: not). `max_skips` non-finite steps in a row end the run.
-    Intervals are in steps, 0 for never; `threads` 0 leaves torch's own choice.
+    Intervals are in steps, 0 for never; `threads` 0 leaves torch's own choice. `keep` are steps whose averaged weights
+    are validated and exported to `kept/step-<n>`, so that one run at a constant rate gives models of several budgets.
     """
 
     steps: int | None = None
@@ -48,6 +49,7 @@ class TrainConfig:
     picture_every: int = 1000
     checkpoint_every: int = 0
     checkpoint_every_minutes: float = 5.0
+    keep: tuple[int, ...] = ()
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class TrainConfig:
         for name in ("checkpoint_every", "checkpoint_every_minutes", "threads"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _check("decay_at", self.decay_at, self.decay_at is None or self.decay_at >= 0, "a step, at least 0")
+        _check("keep", self.keep, all(step >= 1 for step in self.keep), "steps, each at least 1")
         _check("max_skips", self.max_skips, self.max_skips >= 1, "at least 1")
         _check(
             "betas", self.betas, len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"

@@ -48,9 +48,9 @@ def train(
 ) -> Path:
     """Train a phase to the end of its budget and export it with averaged weights to `folder/model`, which is returned.
 
-    In the folder: `config.json`, `metrics.jsonl`, `pictures/step-<n>.png`, `checkpoints/`. Where it already holds a
-    checkpoint, the run goes on from there. `settings` are JSON values that define the run besides `config` (the
-    recipe): a resumed run must have the same. Raises ValueError for a checkpoint of other settings or a damaged one,
+    In the folder: `config.json`, `metrics.jsonl`, `pictures/step-<n>.png`, `checkpoints/`, and the exports of
+    `config.keep` in `kept/step-<n>`. Where it already holds a checkpoint, the run goes on from there. `settings` are
+    JSON values that define the run besides `config` (the recipe): a resumed run must have the same. Raises ValueError for a checkpoint of other settings or a damaged one,
     Stopped after Ctrl-C or SIGTERM, FloatingPointError after `config.max_skips` steps in a row that were not finite.
     """
     with thread_count(config.threads), random_state_kept(), stop_requests() as stop:
@@ -178,10 +178,12 @@ class _Run:
         self.state.seconds = now - self.began
         if _due(config.log_every, step):
             self._log(now)
-        if _due(config.validate_every, step):
+        if _due(config.validate_every, step) or step in config.keep:
             self._validate()
         if _due(config.picture_every, step):
             self._picture()
+        if step in config.keep:
+            self._export(self.folder / "kept" / f"step-{step:08d}")
         minutes = config.checkpoint_every_minutes
         if _due(config.checkpoint_every, step) or (minutes and now - self.saved >= 60 * minutes):
             self._save()
@@ -231,6 +233,16 @@ class _Run:
             self.saved_at = self.state.step
         self.saved = self.clock()
 
+    def _export(self, target: Path) -> None:
+        """Export averaged weights under this name, which is there only once it is whole."""
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with self._averaged():
+            self.phase.export(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
     def stop(self) -> None:
         """Save the state, unless an update was cut in two (then the last checkpoint stands)."""
         if self.whole:
@@ -240,18 +252,13 @@ class _Run:
     def finish(self) -> Path:
         """Validate, draw and save a last time, and export under the name `model` only once it is whole."""
         if self.saved_at != self.state.step:
-            if self.config.validate_every and not _due(self.config.validate_every, self.state.step):
+            validated = _due(self.config.validate_every, self.state.step) or self.state.step in self.config.keep
+            if self.config.validate_every and not validated:
                 self._validate()
             if self.config.picture_every and not _due(self.config.picture_every, self.state.step):
                 self._picture()
             self._save()
-        model, partial = self.folder / "model", self.folder / ".model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with self._averaged():
-            self.phase.export(partial)
-        shutil.rmtree(model, ignore_errors=True)
-        partial.rename(model)
+        self._export(model := self.folder / "model")
         self.metrics.write("event", self.state.step, event="finished", seconds=self.state.seconds)
         self.progress.say(f"finished after {self.state.step} steps in {clock_time(self.state.seconds)}: {model}")
         return model
