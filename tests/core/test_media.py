@@ -200,6 +200,18 @@ def test_a_file_cut_short_is_an_error(tmp_path, extension, share):
         read_video(path)
 
 
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_the_beginning_of_a_longer_clip_is_that_of_the_whole(tmp_path, extension):
+    path = tmp_path / f"x{extension}"
+    write_video(path, bars(step=1), 16)
+    whole, fps, _ = read_video(path)
+    for longest in (1, 4, 6, 100):
+        part, rate, _ = read_video(path, longest=longest)
+        assert rate == fps
+        assert (part == whole[:longest]).all()
+        assert len(part) == min(longest, 6)
+
+
 def test_files_without_video_and_beyond_the_limits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read_video(tmp_path / "none.mp4")

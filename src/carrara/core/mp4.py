@@ -54,7 +54,9 @@ def write(path: Path, chunks: Iterator[np.ndarray], shape: VideoShape, fps: floa
         container.mux(stream.encode(None))
 
 
-def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float, dict[str, str]]:
+def read(
+    path: Path, max_frames: int, max_bytes: int, longest: int | None = None
+) -> tuple[np.ndarray, float, dict[str, str]]:
     """Decode a video file: (uint8 `t h w 3`, frames per second, metadata). Raises ValueError, see `read_video`."""
     import av
     from av.video.reformatter import VideoReformatter
@@ -83,11 +85,13 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
                 frames.append(np.rot90(pixels, frame.rotation // 90) if frame.rotation % 360 else pixels)
                 if frames[-1].shape != frames[0].shape:
                     raise ValueError(f"{path}: the picture's size changes at frame {len(frames)}; cut the file there")
+                if len(frames) == longest:
+                    break
     except av.FFmpegError as error:
         raise ValueError(f"{path}: not a readable video, or damaged ({error.strerror})") from None
     if not frames:
         raise ValueError(f"{path}: no frame could be decoded; the file is damaged")
-    if len(frames) < announced and (packets := _packets(path)) < announced:
+    if len(frames) < min(announced, longest or announced) and (packets := _packets(path)) < announced:
         raise ValueError(f"{path}: damaged, {packets} of its {announced} frames are there; copy it again")
     record = Record.unpack(tags.get("comment"))
     return np.stack(frames), fps, dict(record.metadata) if record else tags
