@@ -62,6 +62,13 @@ def test_two_actors_are_told_apart(tmp_path):
     assert sum(v["kind"] for v in verdicts) >= 6
 
 
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_wall_is_scenery(side, tmp_path):
+    scenes = [sample_scene(SEED + n, Mix(two=0.0, wall=1.0, camera=0.0, large=0.3)) for n in range(10)]
+    verdicts = [score(read_clip(f, 8), Asked.everything(s)) for s, f in zip(scenes, written(scenes, tmp_path, side))]
+    assert sum(v["all"] for v in verdicts) >= 9
+
+
 def test_blur_and_noise_are_survived(singles):
     scenes, clips = singles
     draw = np.random.default_rng(0)

@@ -101,7 +101,7 @@ def sight(stage: Stage, alpha: Array, frame: int, region: NDArray[np.bool_], who
     soft = np.where(ndimage.binary_erosion(solid, structure=CROSS) | (solid & (soft <= 0.5)), 1.0, soft)
     core = ndimage.binary_erosion(region[box])
     core = core if core.sum() >= 8 else region[box]
-    inside = whole and not bool((region & edge_of(stage.valid[frame])).any())
+    inside = whole and not bool((region & (edge_of(stage.valid[frame]) | stage.wall)).any())
     return Sight(soft.astype(np.float32), lab, (int(rows[0]), int(columns[0])), inside, shares(lab[core]))
 
 

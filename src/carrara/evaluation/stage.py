@@ -32,6 +32,8 @@ LAYOUTS = range(900_000, 900_040)  # of the fresh backgrounds that calibrate the
 COMMON = 0.015  # share of a height's pixels above which a colour counts as the background's own there
 RARE = 1e-4  # share above which it is at least possible
 EXPLAINED = 0.5  # share of a clip's pixels that its background must explain to be named
+WALL = 0.05  # of the frame's shorter side squared, above which brick-coloured pixels are a wall (the pond's: 0.09)
+RIM = 2  # pixels of a wall's edge that are blended with what is beside it
 CHANGE = 0.7  # of the still camera's frame-to-frame change, below which another camera is believed
 
 
@@ -39,7 +41,7 @@ CHANGE = 0.7  # of the still camera's frame-to-frame change, below which another
 class Stage:
     """canvas: uint8 `t h w 3`, the frames in world coordinates, and lab, the same in CIELAB; valid: bool `t h w`;
     plate: CIELAB `h w 3`, the picture without the actors; unit: pixels per world unit; origin: canvas column and row of
-    the world's origin; loose: bool `t h w`, colours that this background does not commonly have."""
+    the world's origin; wall: bool `h w`, where a wall stands."""
 
     background: str | None
     camera: str
@@ -47,7 +49,7 @@ class Stage:
     lab: Array
     valid: NDArray[np.bool_]
     plate: Array
-    loose: NDArray[np.bool_]
+    wall: NDArray[np.bool_]
     unit: float
     origin: tuple[float, float]
 
@@ -165,6 +167,19 @@ def loose_pixels(
     return loose, np.zeros_like(loose)
 
 
+def brick_pixels(lab: Array, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels `h w` of a brick wall and its blended edge; none where there is too little of its colours to be one."""
+    mortar, brick = to_lab(np.array([[110, 102, 110], [153, 140, 143]], np.uint8))
+    along = np.clip(((lab - mortar) @ (brick - mortar)) / float((brick - mortar) @ (brick - mortar)), -0.3, 1.3)
+    off = np.linalg.norm(lab - mortar - along[..., None] * (brick - mortar), axis=-1)
+    like = (off < 9) & valid
+    tall = np.ones((round(0.3 * min(lab.shape[1:3])), 5))  # the floor of the plain background is as grey, but low
+    steady = ndimage.binary_opening(like.mean(axis=0) > 0.5, structure=tall)
+    if steady.sum() < WALL * min(steady.shape) ** 2:
+        return np.zeros_like(steady)
+    return ndimage.binary_dilation(steady, structure=np.ones((3, 3)), iterations=RIM)
+
+
 def read_stage(frames: NDArray[np.uint8], fps: float) -> Stage:
     """Everything that stands still in `t h w 3`."""
     camera = read_camera(frames, fps)
@@ -177,5 +192,6 @@ def read_stage(frames: NDArray[np.uint8], fps: float) -> Stage:
     lab = to_lab(canvas)
     background, _ = read_background(lab, valid, origin[1], unit)
     loose, possible = loose_pixels(background, lab, valid, origin[1], unit)
-    plate = make_plate(lab, loose, possible, valid)
-    return Stage(background, camera, canvas, lab, valid, plate, loose, unit, origin)
+    wall = brick_pixels(lab, valid)
+    plate = make_plate(lab, loose, possible | wall, valid)
+    return Stage(background, camera, canvas, lab, valid, plate, wall, unit, origin)
