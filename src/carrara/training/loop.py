@@ -50,8 +50,9 @@ def train(
 
     In the folder: `config.json`, `metrics.jsonl`, `pictures/step-<n>.png`, `checkpoints/`, and the exports of
     `config.keep` in `kept/step-<n>`. Where it already holds a checkpoint, the run goes on from there. `settings` are
-    JSON values that define the run besides `config` (the recipe): a resumed run must have the same. Raises ValueError for a checkpoint of other settings or a damaged one,
-    Stopped after Ctrl-C or SIGTERM, FloatingPointError after `config.max_skips` steps in a row that were not finite.
+    JSON values that define the run besides `config` (the recipe): a resumed run must have the same. Raises ValueError
+    for a checkpoint of other settings or a damaged one, Stopped after Ctrl-C or SIGTERM, FloatingPointError after
+    `config.max_skips` steps in a row that were not finite.
     """
     with thread_count(config.threads), random_state_kept(), stop_requests() as stop:
         run = _Run(phase, config, folder, settings or {}, Progress(out), clock)
