@@ -1,0 +1,279 @@
+"""Permanence: an actor goes behind a wall; does it come out again, as the same one, where and when it should?
+
+Everything is read from the pixels: the wall, the actor's path before it (a straight line, fitted to its centre while it
+is whole and to the edge that is still seen while the wall takes it), and from that when it is wholly hidden and when
+and where it is due on the other side. What comes out is compared with what went in. Not standard: time and place are
+two errors, not one. Along the path an actor can only be early or late (frames); off the path it is misplaced (widths).
+A clip that shows no such crossing is no failure and no success: it says why it cannot be judged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from carrara.evaluation.permanence_tracks import Body, Life, Lives, read_lives
+from carrara.evaluation.reading import ActorReading, read_actor
+from carrara.evaluation.segments import Sights, actor_alpha, sight
+from carrara.evaluation.stage import RIM, Stage, read_stage
+
+PLACE = 0.35  # widths off the path, beyond which an actor comes out at another place
+TIME, LATER = 1.5, 0.15  # frames early or late that are still in time: at once, and more per frame of occlusion
+UNSTEADY = 0.2  # widths about a straight path (root mean square), beyond which there is none to extrapolate
+SLOWEST = 0.1  # widths per frame below which an actor does not go anywhere
+LEANS = 0.2  # of the pace, above which a path's slope is a slope and not the beat of a wing
+DUE = 0.6  # of its width past the wall, when an actor that should come out must be seen
+FEWEST = 3  # frames that a path is fitted to
+VERDICTS = ("emerges", "same colour", "same shape", "in place", "in time")
+
+
+@dataclass(frozen=True)
+class Wall:
+    """left, top, right, bottom: a wall's edges, world units, y down."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Path:
+    """x(t) = x + pace t and y(t) = y + lean t over frame numbers t, of an actor's centre; width: its extent sideways;
+    off: root mean square distance of what was fitted from the line, along x. World units."""
+
+    x: float
+    pace: float
+    y: float
+    lean: float
+    width: float
+    off: float
+
+    def at(self, frame: float) -> tuple[float, float]:
+        return self.x + self.pace * frame, self.y + self.lean * frame
+
+    def when(self, x: float) -> float:
+        """The moment (a frame number with a fraction) at which the centre is at x."""
+        return (x - self.x) / self.pace
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One actor's way behind a wall.
+
+    occlusion: frames for which it is wholly hidden, by its pace before and the wall's width (0: never wholly).
+    due: the frame in which it should be seen again. emerges, same_colour, same_shape: verdicts, None where what came
+    out cannot be read (or nothing did). off_path: distance of the place where it comes out from the extrapolated path,
+    in widths of the actor; delay: frames too late (negative: early); off_time: along the path, in widths.
+    """
+
+    wall: Wall
+    path: Path
+    before: ActorReading
+    after: ActorReading | None
+    occlusion: float
+    due: float
+    emerges: bool
+    same_colour: bool | None = None
+    same_shape: bool | None = None
+    off_path: float | None = None
+    delay: float | None = None
+    off_time: float | None = None
+    bodies: tuple[tuple[Body, ...], tuple[Body, ...]] = field(default=((), ()), repr=False)
+
+    def verdicts(self) -> dict[str, bool]:
+        """Of VERDICTS those that could be judged."""
+        found: dict[str, bool | None] = {
+            "emerges": self.emerges,
+            "same colour": self.same_colour,
+            "same shape": self.same_shape,
+            "in place": None if self.off_path is None else self.off_path <= PLACE,
+            "in time": None if self.delay is None else abs(self.delay) <= TIME + LATER * self.occlusion,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Permanence:
+    """What a clip shows of it. crossing: None where no actor crosses behind a wall, and `reason` says why."""
+
+    lives: Lives
+    crossing: Crossing | None
+    reason: str = ""
+
+    def verdicts(self) -> dict[str, bool]:
+        """Those of the crossing; "nothing comes or goes" in the open, if something moves; and "permanent": the clip
+        shows a crossing, and everything about it is right. Only "permanent" counts clips that show no crossing."""
+        found = self.crossing.verdicts() if self.crossing else {}
+        steady = not self.lives.appeared and not self.lives.vanished
+        if self.lives.moves:
+            found["nothing comes or goes"] = steady
+        found["permanent"] = self.crossing is not None and steady and all(found.get(name) for name in VERDICTS)
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        values: dict[str, Any] = {
+            "verdicts": self.verdicts(),
+            "counts": list(self.lives.counts),
+            "right counts": rounded(self.lives.right_counts()),
+            "appeared": [body.frame for body in self.lives.appeared],
+            "vanished": [body.frame for body in self.lives.vanished],
+        }
+        if self.crossing is None:
+            return values | {"reason": self.reason}
+        c = self.crossing
+        numbers = {"occlusion": c.occlusion, "due": c.due, "off path": c.off_path, "delay": c.delay}
+        return values | {name: rounded(value) for name, value in (numbers | {"off in time": c.off_time}).items()}
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def read_permanence(frames: NDArray[np.uint8], fps: float) -> Permanence:
+    """Read uint8 `t h w 3` at `fps`; deterministic."""
+    stage = read_stage(np.ascontiguousarray(frames), fps)
+    alpha = actor_alpha(stage)
+    lives = read_lives(stage, fps, alpha)
+    found = read_crossing(stage, alpha, lives, fps)
+    return Permanence(lives, None, found) if isinstance(found, str) else Permanence(lives, found)
+
+
+def read_wall(stage: Stage) -> Wall | None:
+    """The largest wall on a stage."""
+    labels, count = ndimage.label(stage.wall)
+    if not count:
+        return None
+    region = labels == 1 + int(np.bincount(labels.reshape(-1))[1:].argmax())
+    edges = []
+    for axis, origin in ((0, stage.origin[0]), (1, stage.origin[1])):
+        along = np.flatnonzero(region.any(axis=axis))
+        size = region.shape[1 - axis]
+        low = 0 if along[0] == 0 else along[0] + RIM  # its blended rim was added; none at the frame's edge
+        high = size if along[-1] == size - 1 else along[-1] + 1 - RIM
+        edges.append(((low - origin) / stage.unit, (high - origin) / stage.unit))
+    (left, right), (top, bottom) = edges
+    return Wall(left, top, right, bottom)
+
+
+def read_crossing(stage: Stage, alpha: NDArray[np.float32], lives: Lives, fps: float) -> Crossing | str:
+    """The crossing that a clip shows, or why there is none to judge."""
+    wall = read_wall(stage)
+    if wall is None:
+        return "there is no wall"
+    middle, last = (wall.left + wall.right) / 2, len(alpha) - 1
+    going = [life for life in lives.lives if life.born == "clip" and life.ended == "wall"]
+    if not going:
+        return "no actor of the first frame goes behind the wall"
+    life = max(going, key=lambda each: max(body.area for body in each.bodies))
+    sign = 1 if life.last.place[0] < middle else -1  # the way it should go
+    near, far = (wall.left, wall.right) if sign > 0 else (wall.right, wall.left)
+    before = read_side(stage, alpha, life.bodies, fps)
+    path = fit_path(located(life.bodies, before, -sign), median_width(life.bodies))
+    if path is None:
+        return "the actor is seen too briefly before the wall"
+    if path.pace * sign < SLOWEST * path.width:
+        return "the actor does not go towards the wall"
+    if path.off > UNSTEADY * path.width:
+        return "the actor's path to the wall is not straight and steady"
+    reach = sign * path.width / 2
+    hides, shows = path.when(near + reach), path.when(far - reach)
+    due = path.when(far - reach + DUE * 2 * reach)
+    if due > last:
+        return "the clip ends before the actor is due on the other side"
+    found = Crossing(wall, path, before, None, max(0.0, shows - hides), due, False, bodies=(life.bodies, ()))
+    out = coming_out(lives, life, middle, sign)
+    return found if out is None else judged(found, stage, alpha, out, sign, fps)
+
+
+def coming_out(lives: Lives, life: Life, middle: float, sign: int) -> Life | None:
+    """What is seen to come out of the wall on its far side after `life` began to vanish: the first, if any does."""
+    for other in lives.lives:
+        late = other.first.frame > life.first.frame and other.last.frame > life.last.frame
+        if other.born == "wall" and late and (other.first.place[0] - middle) * sign > 0:
+            return other
+    return None
+
+
+def judged(found: Crossing, stage: Stage, alpha: NDArray[np.float32], out: Life, sign: int, fps: float) -> Crossing:
+    """The crossing with what came out compared with what went in."""
+    after = read_side(stage, alpha, out.bodies, fps)
+    before, path = found.before, found.path
+    seen = located(out.bodies, after, sign)
+    expected = np.array([path.at(frame) for frame in seen[:, 0]])
+    ahead = float(np.median(seen[:, 1] - expected[:, 0])) * sign
+    aside = float(np.nanmedian(seen[:, 2] - expected[:, 1]))
+    return Crossing(
+        found.wall, path, before, after, found.occlusion, found.due, True,
+        same_colour=None if None in (before.colour, after.colour) else before.colour == after.colour,
+        same_shape=None if None in (before.kind, after.kind) else before.kind == after.kind,
+        off_path=abs(aside) / path.width,
+        delay=-ahead / abs(path.pace),
+        off_time=abs(ahead) / path.width,
+        bodies=(found.bodies[0], out.bodies),
+    )  # fmt: skip
+
+
+def sights_of(stage: Stage, alpha: NDArray[np.float32], bodies: tuple[Body, ...]) -> Sights:
+    """The frames' sights of one life; None where it is not."""
+    sights: Sights = [None] * len(alpha)
+    for body in bodies:
+        sights[body.frame] = sight(stage, alpha, body.frame, body.region, True)
+    return sights
+
+
+def read_side(stage: Stage, alpha: NDArray[np.float32], bodies: tuple[Body, ...], fps: float) -> ActorReading:
+    """What an actor is seen to be on one side of the wall."""
+    return read_actor(stage, sights_of(stage, alpha, bodies), np.arange(len(alpha)) / fps)
+
+
+def clear(bodies: tuple[Body, ...]) -> NDArray[np.bool_]:
+    """Which of a life's bodies show the actor whole; if none does, those that show most of it."""
+    whole = np.array([not (body.at_wall or body.at_edge) for body in bodies])
+    if whole.any():
+        return whole
+    areas = np.array([body.area for body in bodies])
+    return areas >= 0.8 * areas.max()
+
+
+def median_width(bodies: tuple[Body, ...]) -> float:
+    """An actor's extent sideways where it is clear."""
+    return float(np.median([body.box[2] - body.box[0] for body, good in zip(bodies, clear(bodies)) if good]))
+
+
+def located(bodies: tuple[Body, ...], actor: ActorReading, outer: int) -> NDArray[np.float64]:
+    """Rows of frame, x, y of an actor's centre, world units: where it is clear, that of the shape that fits; else x by
+    the edge away from the wall (outer: -1 its left, 1 its right) and NaN for y, since a wall takes its middle along."""
+    rows, edges = [], []
+    good = clear(bodies)
+    for body, whole in zip(bodies, good):
+        x, y = float(actor.track.x[body.frame]), float(actor.track.y[body.frame])
+        if not math.isfinite(x + y):
+            x, y = (body.box[0] + body.box[2]) / 2, (body.box[1] + body.box[3]) / 2
+        edges.append(body.box[2] if outer > 0 else body.box[0])
+        rows.append((float(body.frame), x if whole else math.nan, y if whole else math.nan))
+    found, edge = np.array(rows), np.array(edges)
+    found[~good, 1] = edge[~good] + np.median(found[good, 1] - edge[good])
+    return found
+
+
+def fit_path(seen: NDArray[np.float64], width: float) -> Path | None:
+    """The straight path through rows of frame, x, y (y may be NaN); None for too few."""
+    if len(seen) < FEWEST:
+        return None
+    frame, x, y = seen.T
+    pace, start = np.polyfit(frame, x, 1)
+    off = float(np.sqrt(np.mean((x - start - pace * frame) ** 2)))
+    known = np.isfinite(y)
+    lean, height = 0.0, float(np.median(y[known]))
+    if known.sum() > FEWEST:
+        slope = float(np.polyfit(frame[known], y[known], 1)[0])
+        if abs(slope) > LEANS * abs(pace):
+            lean, height = slope, float(np.median(y[known] - slope * frame[known]))
+    return Path(float(start), float(pace), height, lean, width, off)
