@@ -18,6 +18,7 @@ _UNSPECIFIED = 2
 # Without mbtree=0 x264's bytes, and even its pixels, differ from run to run for small frames.
 _OPTIONS = {"crf": "15", "preset": "medium", "x264-params": "mbtree=0"}
 _THREADS = 4  # x264's bytes depend on the number of threads, so it is a constant and not the machine's
+_LOCAL = {"protocol_whitelist": "file"}  # a file must not make the reader fetch others
 
 
 def write(path: Path, chunks: Iterator[np.ndarray], shape: VideoShape, fps: float, comment: str) -> None:
@@ -63,7 +64,7 @@ def read(
 
     frames: list[np.ndarray] = []
     try:
-        with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(path.absolute()), options=_LOCAL, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: has no video stream")
             stream = container.streams.video[0]
@@ -109,8 +110,8 @@ def _packets(path: Path) -> int:
     import av
 
     try:
-        options = {"protocol_whitelist": "file", "ignore_editlist": "1"}
-        with av.open(str(path.absolute()), options=options) as container:
+        options = {**_LOCAL, "ignore_editlist": "1"}
+        with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
             return sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_corrupt)
     except av.FFmpegError:
         return 0
