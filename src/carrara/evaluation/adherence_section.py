@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carrara.core.pictures import arrange
 from carrara.evaluation.adherence import ATTRIBUTES, score
 from carrara.evaluation.prompts import Prompt
 from carrara.evaluation.reading import Reading, read_clip
@@ -17,10 +16,11 @@ from carrara.evaluation.relations import related
 from carrara.evaluation.report import Picture, Section, Table
 from carrara.evaluation.sources import MODEL, TRUTH, Source
 from carrara.evaluation.statistics import Estimate, Share, tally
+from carrara.evaluation.strips import strip
 
 ROWS = (*ATTRIBUTES, "all")
 OF_TIME = ("motion",)  # attributes that wrong order of frames must spoil; the others are there in any one frame
-SHOWN, STRIP = 12, 6  # failures in the report, frames of each
+SHOWN = 12  # failures in the report
 GROUPS = {
     "Seen and held-out combinations": ("held in", "held out"),
     "One and two actors": ("one actor", "two actors"),
@@ -139,9 +139,3 @@ def scores(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
         group: {name: share.plain() for name, share in tally(verdicts, ROWS).items()}
         for group, verdicts in groups.items()
     }
-
-
-def strip(frames: NDArray[np.uint8], count: int = STRIP) -> NDArray[np.uint8]:
-    """Some frames of `t h w 3` side by side, the first and the last among them."""
-    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
-    return arrange(frames[chosen], len(chosen))

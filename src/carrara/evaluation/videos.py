@@ -1,0 +1,170 @@
+"""Measuring video files of any size, rate and origin: what needs no truth, prompt or model.
+
+A file that cannot be read is named with the reason and does not stop the rest. Of a long clip the beginning counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carrara.core.config import choose
+from carrara.core.files import check_folder
+from carrara.core.media import read_video
+from carrara.core.progress import progress_bar
+from carrara.evaluation.report import Picture, Section, Table, write_report
+from carrara.evaluation.statistics import mean_or_none
+from carrara.evaluation.strips import strip
+
+EXTENSIONS = (".mp4", ".webm", ".gif", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".ts", ".3gp", ".webp")
+LONGEST = 128  # frames of a clip that are looked at
+LARGEST = 2 << 30  # bytes of a clip's pixels; a larger one is refused
+FEWEST = 2  # clips: one has no interval
+SHOWN = 8  # clips of a set that the report shows
+
+Read = tuple[NDArray[np.uint8], float]
+
+
+class Gap(Exception):
+    """Why a part cannot be measured on these clips."""
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A file that can be read. frames: how many are looked at."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"frames": self.frames, "width": self.width, "height": self.height, "fps": round(self.fps, 4)}
+
+
+@dataclass(frozen=True)
+class VideoSet:
+    """The videos of a folder in the order of their names. unreadable: name -> why."""
+
+    name: str
+    files: tuple[VideoFile, ...]
+    unreadable: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Read]:
+        """Frames uint8 `t h w 3` and their rate, file by file."""
+        for file in self.files:
+            yield read(file.path)
+
+
+def read(path: Path) -> Read:
+    """The beginning of a clip and its rate. Raises ValueError for a file that cannot be read."""
+    frames, fps, _ = read_video(path, max_bytes=LARGEST, longest=LONGEST)
+    return frames.numpy(), fps
+
+
+def find_videos(
+    folder: str | Path, name: str, tell: Callable[[str], None], progress: bool | None = None
+) -> tuple[VideoSet, list[Picture]]:
+    """Read every video in a folder once, and show some; `tell` is called with a line for each that cannot be read.
+
+    Raises ValueError for a folder that is not there, has no videos, or none that can be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'} of videos")
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in EXTENSIONS)
+    if not paths:
+        raise ValueError(f"{folder}: no videos in it; expected files like {', '.join(f'*{e}' for e in EXTENSIONS[:4])}")
+    files, unreadable, shown = [], {}, []
+    with progress_bar(f"{name}: looking", progress) as show:
+        for number, path in enumerate(paths):
+            try:
+                frames, fps = read(path)
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                why = " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
+                unreadable[path.name] = why
+                tell(f"{path}: not measured: {why}")
+            else:
+                files.append(VideoFile(path, *frames.shape[:3], fps))
+                if len(shown) < SHOWN:
+                    said = f"{path.name}: {frames.shape[2]}x{frames.shape[1]} at {fps:g} frames per second"
+                    shown.append(Picture(said, strip(frames)))
+            show(number + 1, len(paths))
+    if not files:
+        raise ValueError(f"{folder}: none of its {len(paths)} videos can be read; {next(iter(unreadable.values()))}")
+    return VideoSet(name, tuple(files), unreadable), shown
+
+
+def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Section:
+    """Which files were read, and which not and why."""
+    said = []
+    for each in sets:
+        said.append(f"{each.name}: {len(each)} of {len(each) + len(each.unreadable)} files could be read.")
+        said += [f"{name}: {why}" for name, why in each.unreadable.items()]
+    said.append(f"Of each clip at most the first {LONGEST} frames are looked at.")
+    facts = {"frames": "frames", "width": "width", "height": "height", "frames per second": "fps"}
+    rows = tuple(
+        (said_of, tuple(mean_or_none(getattr(file, field) for file in each.files) for each in sets))
+        for said_of, field in facts.items()
+    )
+    data = {
+        each.name: {
+            "files": {file.path.name: file.plain() for file in each.files},
+            "unreadable": dict(each.unreadable),
+        }
+        for each in sets
+    }
+    table = Table("What was read", tuple(each.name for each in sets), rows)
+    return Section("files", "Files", "\n\n".join(said), (table,), tuple(pictures), data)
+
+
+Part = Callable[[VideoSet, VideoSet | None, bool | None], Section]
+PARTS: Mapping[str, Part] = {}
+
+
+def evaluate_videos(
+    clips: str | Path,
+    folder: str | Path,
+    *,
+    against: str | Path | None = None,
+    only: Sequence[str] = (),
+    tell: Callable[[str], None] = print,
+    progress: bool | None = None,
+) -> list[Section]:
+    """Measure the videos in a folder, beside those of another one if given; writes the report and returns its sections.
+
+    only: names of parts, all if none; tell: is called with a line for every file and part that cannot be measured. The
+    same files give the same JSON. Raises ValueError where nothing can be measured, and then writes nothing.
+    """
+    parts = {name: choose("part", name, PARTS) for name in only or PARTS}
+    check_folder(folder)
+    wanted = {"clips": clips} if against is None else {"clips": clips, "against": against}
+    sets, pictures = [], []
+    for name, place in wanted.items():
+        found, shown = find_videos(place, name, tell, progress)
+        sets.append(found)
+        pictures += shown
+    sections, gaps = [files_section(sets, pictures)], []
+    for name, part in parts.items():
+        try:
+            sections.append(part(sets[0], sets[1] if against is not None else None, progress))
+        except Gap as why:
+            gaps.append(f"{name}: {why}")
+            sections.append(Section(name, name.capitalize(), f"Not measured: {why}"))
+    if len(gaps) == len(parts):
+        raise ValueError(f"{clips}: nothing could be measured; {'; '.join(gaps)}")
+    for line in gaps:
+        tell(f"not measured: {line}")
+    about = {name: f"{place} ({len(each)} clips)" for (name, place), each in zip(wanted.items(), sets)}
+    write_report(folder, f"Evaluation of {Path(clips).name}", sections, about)
+    return sections
