@@ -38,7 +38,7 @@ from carrara.data.phyworld import (
     render_balls,
     sample_balls,
 )
-from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, MOST_SEED
+from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, check_seed
 from carrara.evaluation.sources import reconstruct
 
 Floats = NDArray[np.float64]
@@ -229,8 +229,7 @@ def measure_physics(
     """
     if not 1 <= clips <= MOST_PROMPTS:
         raise ValueError(f"clips={clips}: must be from 1 to {MOST_PROMPTS}")
-    if not 0 <= seed <= MOST_SEED:
-        raise ValueError(f"seed={seed}: must be from 0 to {MOST_SEED}")
+    check_seed(seed)
     if not 2 <= known < shape.frames - 1 or shape.frames > FRAMES:
         raise ValueError(
             f"known={known} of {shape.frames} frames: give at least 2 and leave 2, of at most {FRAMES} frames"
