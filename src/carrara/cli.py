@@ -18,12 +18,14 @@ from tyro.conf import Positional, arg
 from carrara.core.config import choose
 from carrara.core.options import Number, Whole, parse
 from carrara.generation.command import generate, parse_size
+from carrara.generation.explain_command import explain
 
 USAGE = """usage: carrara COMMAND ...
 
 An open text-to-video diffusion system.
 
   generate "PROMPT" ...   make clips from text; --from FILE makes a clip again
+  explain "PROMPT" ...    see a clip emerge from noise, and what its patches attend to
   info MODEL              what a model is, makes and knows
   train RECIPE            train a model, or a part of one
   evaluate MODEL          measure a model
@@ -198,7 +200,7 @@ def evaluate(args: list[str]) -> int:
     from carrara.core.config import to_dict
     from carrara.core.files import check_folder
     from carrara.core.types import VideoShape
-    from carrara.evaluation.suite import Subject
+    from carrara.evaluation.subject import Subject
     from carrara.evaluation.suite import evaluate as measure
     from carrara.generation.request import Request
     from carrara.generation.run import load
@@ -263,6 +265,7 @@ def data(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": generate,
+    "explain": explain,
     "info": info,
     "train": train,
     "evaluate": evaluate,
