@@ -60,12 +60,13 @@ class DistillRecipe:
     def run(self, folder: Path) -> Path:
         """Distil below `folder` and return the student's model folder. Raises ValueError before anything is trained."""
         phase = self.phase()
-        settings = to_dict(self)
-        for free in ("train", "device", "teacher", "latents", "validation"):
-            settings.pop(free)
-        # Folders may be moved between two stretches of a run; the weights that teach may not change.
-        settings["teacher"] = phase.teacher.fingerprint
-        return train(phase, self.train, folder / "denoiser", settings)
+        return train(phase, self.train, folder / "denoiser", self.settings(phase))
+
+    def settings(self, phase: DistillPhase) -> dict[str, object]:
+        """What must be the same when a run is resumed, besides the loop's own: folders may move, weights may not."""
+        whole = to_dict(self)
+        kept = {name: whole[name] for name in ("distillation", "captioning", "clips", "seed")}
+        return {**kept, "teacher": phase.teacher.fingerprint}
 
     def phase(self) -> DistillPhase:
         """The teacher, its student and the clips they meet. Raises ValueError where they do not belong together."""

@@ -173,7 +173,8 @@ class DistillPhase:
         """How far the student ends from the teacher, from the same noise and prompts, against the spread of clips.
 
         endpoint: root of the mean square difference of the latents at the end, divided by that of the teacher's
-        from their mean over the clips; endpoint_uncut: the same of the teacher itself in as many guided Euler steps;
+        from their mean over the clips;
+        endpoint_undistilled: the same of the teacher itself in as many guided Euler steps;
         error_at_k: mean square error of the flow at the start of window k of the teacher's own path.
         """
         latents, captions = self.validation
@@ -190,7 +191,7 @@ class DistillPhase:
         }
         end = path.states[-1]
         spread = (end - end.mean(dim=0)).square().mean().sqrt() if len(end) > 1 else end.square().mean().sqrt()
-        for name, flow in (("endpoint", student), ("endpoint_uncut", guided)):
+        for name, flow in (("endpoint", student), ("endpoint_undistilled", guided)):
             made = visited(flow, noise, levels)[-1]
             found[name] = float((made - end).square().mean().sqrt() / spread)
         return found
