@@ -38,6 +38,7 @@ from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
+from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import load_ema, train
 
@@ -61,9 +62,9 @@ class AutoencoderStage:
     """How the autoencoder is trained: its shape, its loss, the world's mix.
 
     images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
-    them in a step. batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only. With windows,
-    of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch` windows of
-    `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
+    them in a step. batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only.
+    With windows, of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch`
+    windows of `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
     """
 
     model: VideoAutoencoderConfig
@@ -204,7 +205,29 @@ class PondRecipe:
     ) -> DenoiserPhase:
         """The system with fresh weights in the transformer and the text encoder, and the data they learn from."""
         stage = self.denoiser
-        tokenizer = train_pond_tokenizer()
+        system = self.fresh_system(trained, train_pond_tokenizer(), device)
+        head, truth = None, None
+        if stage.alignment.weight:
+            stride = self.autoencoder.model.stride
+            _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
+            head = content_head(system.denoiser.config.dim, stride.time, stage.alignment, self.seed).to(device)
+            truth = TruthTable.open(cache, stride.time, rows, columns)
+        return DenoiserPhase(
+            system,
+            latent_source(cache, stage.batch, stage.captioning, self.seed, truth),
+            # Told as every other recipe's are, so that losses compare between mixes of captions.
+            latent_source(validation, stage.validation, Captioning(image_share=0, early_image_share=0), 0)(0),
+            stage.fields,
+            stage.sampling,
+            PICTURED,
+            self.shape,
+            times=stage.times,
+            content_head=head,
+        )
+
+    def fresh_system(self, trained: Path, tokenizer: Tokenizer, device: torch.device) -> LatentVideo:
+        """The trained autoencoder, and a transformer and a text encoder that know nothing yet."""
+        stage = self.denoiser
         channels = self.autoencoder.model.latent_channels
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         text = TextEncoder(
@@ -218,27 +241,9 @@ class PondRecipe:
         )
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
-        head, truth = None, None
-        if stage.alignment.weight:
-            stride = self.autoencoder.model.stride
-            _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
-            head = content_head(denoiser.config.dim, stride.time, stage.alignment, self.seed).to(device)
-            truth = TruthTable.open(cache, stride.time, rows, columns)
         defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
-        system = LatentVideo(
+        return LatentVideo(
             read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer, defaults
-        )
-        return DenoiserPhase(
-            system,
-            latent_source(cache, stage.batch, stage.captioning, self.seed, truth),
-            # Told as every other recipe's are, so that losses compare between mixes of captions.
-            latent_source(validation, stage.validation, Captioning(image_share=0, early_image_share=0), 0)(0),
-            stage.fields,
-            stage.sampling,
-            PICTURED,
-            self.shape,
-            times=stage.times,
-            content_head=head,
         )
 
     def _settings(self, stage: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -24,6 +25,20 @@ from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
 
 ENCODE_BATCH = 16
+
+
+class ClipSource(Protocol):
+    """Clips by number: scenes of any world (dataclasses), and their pixels at `shape` and `fps`."""
+
+    shape: VideoShape
+    fps: float
+
+    @property
+    def world(self) -> Any: ...
+
+    def scenes(self, first: int, count: int) -> list[Any]: ...
+
+    def render(self, scenes: Sequence[Any], frames: int) -> PixelBatch: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ def train_pond_tokenizer() -> Tokenizer:
 
 def encode_clips(
     folder: Path,
-    source: PixelSource,
+    source: ClipSource,
     autoencoder: VideoAutoencoder,
     first: int,
     count: int,
