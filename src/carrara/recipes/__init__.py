@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 
@@ -15,4 +16,6 @@ RECIPES: dict[str, Callable[[], PondRecipe | DistillRecipe]] = {
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
     "pond-distill": pond_distill,
+    "phyworld": phyworld,
+    "phyworld-tiny": phyworld_tiny,
 }

@@ -1,0 +1,60 @@
+"""The recipe for PhyWorld's balls in small: from nothing to a model that continues and scores clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from carrara.core.types import VideoShape
+from carrara.data.phyworld import render_balls
+from carrara.evaluation.physics import measure_physics
+from carrara.recipes import RECIPES
+from carrara.recipes.phyworld import BallSource, BallWorld
+from carrara.systems.latent import LatentVideo
+from carrara.systems.latent_scores import LatentContinues
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, RECIPES["phyworld-tiny"]().run(folder)
+
+
+def test_from_nothing_to_a_model_whose_physics_can_be_measured(trained):
+    folder, model = trained
+    system = LatentVideo.load(model)
+    assert (system.defaults.frames, system.defaults.width, system.defaults.fps) == (9, 32, 10.0)
+    assert list((folder / "denoiser/pictures").glob("*.png"))
+    found = measure_physics(
+        LatentContinues(system),
+        VideoShape(9, 32, 32),
+        clips=1,
+        seed=1000,
+        codec=(system.autoencoder, system.autoencoder),
+        kinds=("uniform",),
+    )
+    assert found.sources == ("truth", "reconstruction", "model", "copy last", "constant velocity")
+    assert found.shown["model", "uniform", "in"].shape == (9, 32, 32, 3)
+
+
+def test_another_world_in_the_same_folder_is_refused(trained):
+    folder, _ = trained
+    with pytest.raises(ValueError, match="world"):
+        replace(RECIPES["phyworld-tiny"](), world=BallWorld(("parabola",))).run(folder)
+
+
+def test_scenes_are_numbered_and_pieces_are_parts_of_their_clips():
+    source = BallSource(VideoShape(9, 32, 32), 10.0, BallWorld(("uniform", "collision")), torch.device("cpu"))
+    assert [scene.kind for scene in source.scenes(4, 3)] == ["uniform", "collision", "uniform"]
+    whole, pieces = source.batch(4, 3), source.pieces(4, 3, 5)
+    assert torch.equal(whole.video, render_balls(source.scenes(4, 3), source.shape).video)
+    for clip, piece in zip(whole.video, pieces.video):
+        assert any(torch.equal(clip[first : first + 5], piece) for first in range(5))
+
+
+@pytest.mark.parametrize("kinds", [(), ("pendulum",)])
+def test_a_world_without_known_kinds_is_refused(kinds):
+    with pytest.raises(ValueError, match="kind"):
+        BallWorld(kinds)
