@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from carrara.recipes.motion_features import MotionRecipe, motion_features
 from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 
-RECIPES: dict[str, Callable[[], PondRecipe | DistillRecipe]] = {
+RECIPES: dict[str, Callable[[], PondRecipe | DistillRecipe | MotionRecipe]] = {
     "pond": pond,
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
     "pond-distill": pond_distill,
+    "motion-features": motion_features,
     "phyworld": phyworld,
     "phyworld-tiny": phyworld_tiny,
 }
