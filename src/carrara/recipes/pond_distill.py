@@ -118,7 +118,7 @@ def open_clips(folder: Path, teacher: LatentVideo, device: torch.device) -> Late
 
 
 def pond_distill() -> DistillRecipe:
-    """A model of `pond` in 8 steps instead of 30 guided ones: four to seven times faster, on two CPU cores."""
+    """A finished model of `pond` in 8 steps without guidance: 8 evaluations of its network instead of 60."""
     return DistillRecipe(
         TrainConfig(
             minutes=25,
