@@ -6,12 +6,12 @@ Used twice: the motion network learns some of them as labels, and distribution d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Generator, Tensor
-from torch.nn.functional import conv1d, pad
 
 Corruption = Callable[[Tensor, Generator], Tensor]
 
@@ -83,13 +83,16 @@ def _blur(clip: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur with repeated edges; sigma in pixels."""
     if sigma <= 0:
         return clip
-    reach = max(1, round(3 * sigma))
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    rows, columns = (_smoothing(length, sigma) for length in clip.shape[1:3])
+    frames = rearrange(clip.float(), "t h w c -> t c h w")
+    found = rearrange(rows @ frames @ columns.T, "t c h w -> t h w c")
+    return found.round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _smoothing(length: int, sigma: float) -> Tensor:
+    """The blur along one axis as a matrix: row i has what position i takes of every position."""
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = rearrange(kernel / kernel.sum(), "k -> 1 1 k")
-    t, h, w, _ = clip.shape
-    rows = rearrange(clip.float(), "t h w c -> (t h c) 1 w")
-    rows = conv1d(pad(rows, (reach, reach), mode="replicate"), kernel)
-    columns = rearrange(rows, "(t h c) 1 w -> (t w c) 1 h", t=t, h=h)
-    columns = conv1d(pad(columns, (reach, reach), mode="replicate"), kernel)
-    return rearrange(columns, "(t w c) 1 h -> t h w c", t=t, w=w).round().clamp(0, 255).to(torch.uint8)
+    sources = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
+    return torch.zeros(length, length).scatter_add_(1, sources, (kernel / kernel.sum()).expand(length, -1))

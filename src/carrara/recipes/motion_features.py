@@ -80,8 +80,8 @@ class MotionRecipe:
         )
     )
     mix: Mix = field(default_factory=Mix)
-    scenes: int = 16
-    views: int = 2
+    scenes: int = 8
+    views: int = 4
     frames: int = 17
     wide_every: int = 8
     held_out_every: int = 4
