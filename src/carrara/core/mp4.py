@@ -68,8 +68,12 @@ def read(
             if not container.streams.video:
                 raise ValueError(f"{path}: has no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(f"{path}: its video is coded in a way that is not known here; convert it to H.264")
             stream.codec_context.thread_count = _THREADS
             announced = stream.frames
+            if path.stat().st_size > announced:  # a damaged header announces anything
+                check_limits(path, min(announced, longest or announced), 0, max_frames, max_bytes)
             fps = float(stream.average_rate or stream.guessed_rate or 1)
             tags = {str(key): str(value) for key, value in container.metadata.items()}
             reformatter = VideoReformatter()
@@ -106,12 +110,16 @@ def _matrix(frame: Any) -> int | None:
 
 
 def _packets(path: Path) -> int:
-    """How many encoded pictures the file really holds. Frames that an edit list hides are counted too."""
+    """How many encoded pictures the file really holds. Frames that an edit list hides are counted too, and so are the
+    places of an AVI that are left empty for the picture before to last longer: its header counts places."""
     import av
 
     try:
         options = {**_LOCAL, "ignore_editlist": "1"}
         with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
-            return sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_corrupt)
+            found = [packet for packet in container.demux(video=0) if packet.size and not packet.is_corrupt]
+            if container.format.name == "avi":
+                return max((packet.pts + 1 for packet in found if packet.pts is not None), default=0)
+            return len(found)
     except av.FFmpegError:
         return 0
