@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -19,6 +19,9 @@ from carrara.core.config import choose
 from carrara.core.options import Number, Whole, parse
 from carrara.generation.command import generate, parse_size
 from carrara.generation.explain_command import explain
+
+if TYPE_CHECKING:
+    from carrara.evaluation.report import Section
 
 USAGE = """usage: carrara COMMAND ...
 
@@ -28,7 +31,7 @@ An open text-to-video diffusion system.
   explain "PROMPT" ...    see a clip emerge from noise, and what its patches attend to
   info MODEL              what a model is, makes and knows
   train RECIPE            train a model, or a part of one
-  evaluate MODEL          measure a model
+  evaluate MODEL          measure a model; --clips DIR measures any videos
   data pond DIR           write clips of the simulated world, with captions and truth
 
 `carrara COMMAND --help` lists a command's options; `carrara --version` the version."""
@@ -83,14 +86,20 @@ class Info:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: does it show what the prompts ask for, beside its ceilings and controls?"""
+    """Measure a model beside its ceilings and controls, or any videos (--clips)."""
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]] = "pond"
-    """Bundled model or model folder."""
+    model: Positional[Annotated[str | None, arg(metavar="MODEL")]] = None
+    """Bundled model or model folder; pond if none."""
     suite: Literal["quick", "full"] = "quick"
-    """How much is measured."""
+    """How much is measured of a model."""
+    clips: Annotated[str | None, arg(metavar="DIR")] = None
+    """Folder of videos to measure instead of a model."""
+    against: Annotated[str | None, arg(metavar="DIR")] = None
+    """Folder of videos to hold them against."""
     only: Annotated[str, arg(metavar="PARTS")] = ""
     """Parts to measure, joined by commas; all if none."""
+    baseline: bool = False
+    """Measure the model frame by frame as well (the full suite always does)."""
     output: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "runs/evaluation"
     """Folder for the clips and the report."""
     prompts: Whole = None
@@ -197,20 +206,42 @@ def training_run(args: list[str]) -> tuple[Any, Path]:
 def evaluate(args: list[str]) -> int:
     """`carrara evaluate`."""
     options = parse(Evaluate, args, "carrara evaluate")
+    only = tuple(options.only.split(",")) if options.only else ()
+    if options.clips is None:
+        if options.against is not None:
+            raise ValueError("--against: what is held against these videos? Give --clips DIR as well")
+        sections = evaluate_model(options, only)
+    else:
+        if options.model is not None:
+            raise ValueError(f"{options.model!r} and --clips: give a model or a folder of videos, not both")
+        from carrara.evaluation.videos import evaluate_videos
+
+        sections = evaluate_videos(options.clips, options.output, against=options.against, only=only, tell=_tell)
+    for section in sections:
+        if section.tables:
+            print(f"{section.tables[0].text()}\n")
+    print(f"{options.output}/report.html")
+    return 0
+
+
+def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
+    """Measure a model by all that it can do; returns the report's sections."""
     from carrara.core.config import to_dict
     from carrara.core.files import check_folder
     from carrara.core.types import VideoShape
     from carrara.evaluation.subject import Subject
     from carrara.evaluation.suite import evaluate as measure
+    from carrara.generation.baseline import baselines
     from carrara.generation.request import Request
     from carrara.generation.run import load
+    from carrara.systems.latent_scores import LatentContinues, LatentScores
 
     check_folder(options.output)
-    model = load(options.model)
+    model = load(options.model or "pond")
     system, defaults = model.system, model.system.defaults
 
     def request(prompt: str, seed: int) -> Request:
-        return Request(prompt, seed=seed, steps=options.steps, guidance=options.guidance, model=options.model)
+        return Request(prompt, seed=seed, steps=options.steps, guidance=options.guidance, model=model.name)
 
     def make(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
         for prompt, seed, path in zip(prompts, seeds, paths):
@@ -221,18 +252,21 @@ def evaluate(args: list[str]) -> int:
         shape=VideoShape(defaults.frames, defaults.height, defaults.width),
         fps=defaults.fps,
         generates=make,
+        baselines=baselines(model, request) if options.baseline or options.suite == "full" else {},
         codec=(system.autoencoder, system.autoencoder),
-        about={"model": options.model, "weights": system.fingerprint, "sampling": to_dict(plan.sampling)},
+        continues=LatentContinues(system, plan.sampling),
+        scores_noise=LatentScores(system),
+        about={"model": model.name, "weights": system.fingerprint, "sampling": to_dict(plan.sampling)},
     )
-    only = tuple(options.only.split(",")) if options.only else ()
-    sections = measure(
-        subject, options.output, suite=options.suite, only=only, prompts=options.prompts, seed=options.seed
+    return measure(
+        subject,
+        options.output,
+        suite=options.suite,
+        only=only,
+        prompts=options.prompts,
+        seed=options.seed,
+        tell=_tell,
     )
-    for section in sections:
-        if section.tables:
-            print(f"{section.tables[0].text()}\n")
-    print(f"{options.output}/report.html")
-    return 0
 
 
 def data(args: list[str]) -> int:
@@ -271,6 +305,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "data": data,
 }
+
+
+def _tell(line: str) -> None:
+    print(f"carrara: {line}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from carrara.core.types import Stride, VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.validity import is_held_out
 from carrara.evaluation.prompts import HELD_IN_START, draw_prompts
-from carrara.evaluation.suite import SUITES, Subject, evaluate
+from carrara.evaluation.subject import SUITES, Subject
+from carrara.evaluation.suite import evaluate
 
 SHAPE = VideoShape(17, 64, 64)
 
@@ -63,7 +64,7 @@ def test_what_lies_outside_the_range_is_refused(prompts, seed):
 
 def test_a_model_that_shows_the_truth_scores_like_the_truth(tmp_path):
     codec = (Echo(), Echo())
-    subject = Subject(SHAPE, 8.0, cheat(4, 1000), codec, about={"model": "cheat"})
+    subject = Subject(SHAPE, 8.0, cheat(4, 1000), codec=codec, about={"model": "cheat"})
     evaluate(subject, tmp_path, only=("adherence",), prompts=4, seed=1000, progress=False)
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     scores = report["sections"]["adherence"]["data"]["scores"]

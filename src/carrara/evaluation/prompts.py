@@ -51,8 +51,7 @@ def draw_prompts(count: int, seed: int = 0) -> list[Prompt]:
     Raises ValueError for a count or seed outside the ranges kept free for evaluation.
     """
     check_seed(seed)
-    if not 1 <= count <= MOST_PROMPTS:
-        raise ValueError(f"prompts={count}: must be from 1 to {MOST_PROMPTS}")
+    check_prompts(count)
     levels, prompts = tuple(LEVELS), []
     for index in range(count):
         split, start = (("held in", HELD_IN_START), ("held out", HELD_OUT_START))[index % 2]
@@ -68,3 +67,9 @@ def check_seed(seed: int) -> None:
     """Refuse a seed of an evaluation outside the range kept free for it."""
     if not 0 <= seed <= MOST_SEED:
         raise ValueError(f"seed={seed}: must be from 0 to {MOST_SEED}")
+
+
+def check_prompts(count: int) -> None:
+    """Refuse a number of prompts that would leave the seeds kept free for it."""
+    if not 1 <= count <= MOST_PROMPTS:
+        raise ValueError(f"prompts={count}: must be from 1 to {MOST_PROMPTS}")

@@ -26,6 +26,7 @@ APART = 0.17  # share of frames in which two things of two colours must be seen 
 BOTH_ALIKE = 0.5  # the same for two of one colour, which may be one that a wall cuts in two
 PURE, DIVIDE = 0.95, 0.86  # share of one of two colours above which a region is that actor alone; is not divided
 LARGEST = 1.2 * np.pi * (GROWTH * max(SIZES.values()) / 2) ** 2  # more is not one actor
+BESIDE = 1.2  # of the sum of two parts' radii, between whose middles lies more if they are two actors
 MOST = 4  # things in a frame, beyond which it is noise
 
 CROSS = np.ones((3, 3), bool)
@@ -123,7 +124,7 @@ def find_actors(stage: Stage) -> tuple[int | None, list[Sights]]:
     seen = [[sight(stage, alpha, t, region, True) for region in regions[:3]] for t, regions in enumerate(found)]
     crowd = sum(len(sights) >= 3 for sights in seen)
     pairs = [sights[:2] for sights in seen if len(sights) == 2]
-    names = colour_pair(pairs, total)
+    names = colour_pair(pairs, total) or joined_pair(stage, found)
     if names is not None:
         tracks = by_colour(stage, alpha, found, names)
     elif len(pairs) + crowd >= BOTH_ALIKE * total:
@@ -144,6 +145,42 @@ def colour_pair(pairs: list[list[Sight]], total: int) -> tuple[int, int] | None:
         return None
     names, count = votes.most_common(1)[0]
     return names if count >= max(2, APART * total) else None
+
+
+def joined_pair(stage: Stage, found: list[list[NDArray[np.bool_]]]) -> tuple[int, int] | None:
+    """The two colours of two actors so close together that most frames show them as one region; as indices.
+
+    An actor's own marks lie within it; two actors lie side by side, so the middles of their colours are further apart
+    than radii of such areas reach.
+    """
+    votes: Counter[tuple[int, int]] = Counter()
+    for t, regions in enumerate(found):
+        if len(regions) == 1 and (names := side_by_side(stage.lab[t], regions[0], stage.unit)):
+            votes[names] += 1
+    names, count = votes.most_common(1)[0] if votes else ((0, 0), 0)
+    return names if count >= BOTH_ALIKE * len(found) else None
+
+
+def side_by_side(lab: Array, region: NDArray[np.bool_], unit: float) -> tuple[int, int] | None:
+    """The two colours, as indices, of a region `h w` that is two things side by side; None if it is one."""
+    far = distances(lab[region])
+    nearest, sure = far.argmin(axis=1), far.min(axis=1) < 14
+    names = np.argsort(-np.bincount(nearest[sure], minlength=len(NAMES)), kind="stable")[:2]
+    radii, middles = [], []
+    for name in names:
+        part = np.zeros(region.shape, bool)
+        part[region] = sure & (nearest == name)
+        labels, count = ndimage.label(ndimage.binary_opening(part, structure=np.ones((2, 2))), structure=CROSS)
+        if not count:
+            return None
+        areas = np.bincount(labels.reshape(-1))[1:]
+        if areas.max() < 0.7 * SMALLEST * unit**2:
+            return None
+        radii.append(np.sqrt(areas.max() / np.pi))
+        middles.append(np.array(ndimage.center_of_mass(labels == 1 + int(areas.argmax()))))
+    if np.linalg.norm(middles[0] - middles[1]) < BESIDE * sum(radii):
+        return None
+    return int(names.min()), int(names.max())
 
 
 def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], names: tuple[int, int]) -> list[Sights]:

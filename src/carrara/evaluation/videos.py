@@ -5,8 +5,9 @@ A file that cannot be read is named with the reason and does not stop the rest. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,24 @@ from carrara.core.config import choose
 from carrara.core.files import check_folder
 from carrara.core.media import read_video
 from carrara.core.progress import progress_bar
+from carrara.evaluation import consistency_report
+from carrara.evaluation.consistency import Consistency, measure
+from carrara.evaluation.controls import CONTROLS, Control
+from carrara.evaluation.distribution import LEAST_CLIPS, distances
+from carrara.evaluation.distribution import section as distribution_section
+from carrara.evaluation.motion_net import LEAST_FRAMES, RATE, load_motion_net, motion_features
 from carrara.evaluation.report import Picture, Section, Table, write_report
 from carrara.evaluation.statistics import mean_or_none
 from carrara.evaluation.strips import strip
+from carrara.evaluation.subject import Gap
 
 EXTENSIONS = (".mp4", ".webm", ".gif", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".ts", ".3gp", ".webp")
 LONGEST = 128  # frames of a clip that are looked at
 LARGEST = 2 << 30  # bytes of a clip's pixels; a larger one is refused
 FEWEST = 2  # clips: one has no interval
-SHOWN = 8  # clips of a set that the report shows
+SHOWN, DRAWN = 8, 3  # clips of a set that the report shows; whose tracks and flow are drawn
 
 Read = tuple[NDArray[np.uint8], float]
-
-
-class Gap(Exception):
-    """Why a part cannot be measured on these clips."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ def find_videos(
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise ValueError(f"{folder}: no videos in it; expected files like {', '.join(f'*{e}' for e in EXTENSIONS[:4])}")
-    files, unreadable, shown = [], {}, []
+    files: list[VideoFile] = []
+    unreadable: dict[str, str] = {}
+    shown: list[Picture] = []
     with progress_bar(f"{name}: looking", progress) as show:
         for number, path in enumerate(paths):
             try:
@@ -95,7 +101,7 @@ def find_videos(
                 unreadable[path.name] = why
                 tell(f"{path}: not measured: {why}")
             else:
-                files.append(VideoFile(path, *frames.shape[:3], fps))
+                files.append(VideoFile(path, frames.shape[0], frames.shape[1], frames.shape[2], fps))
                 if len(shown) < SHOWN:
                     said = f"{path.name}: {frames.shape[2]}x{frames.shape[1]} at {fps:g} frames per second"
                     shown.append(Picture(said, strip(frames)))
@@ -128,8 +134,73 @@ def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Sect
     return Section("files", "Files", "\n\n".join(said), (table,), tuple(pictures), data)
 
 
+def consistency(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:
+    """How what moves and what stands stay themselves, beside the same clips frozen and shuffled."""
+    if len(clips) < FEWEST:
+        raise Gap(f"{len(clips)} clip that can be read: too few for an interval; give at least {FEWEST}")
+    sets = (clips, against) if against else (clips,)
+    reference = sets[-1]
+    found: dict[str, list[Consistency]] = {}
+    for each in sets:
+        found[each.name] = []
+        with progress_bar(f"consistency: {each.name}", progress) as show:
+            for frames, fps in each:
+                found[each.name].append(measure(frames, fps))
+                if each is reference:
+                    number = len(found[each.name]) - 1
+                    for name, control in CONTROLS.items():
+                        found.setdefault(name, []).append(measure(control(frames, number), fps))
+                show(len(found[each.name]), len(each))
+    drawn = {file.path.name: clip for file, clip in islice(zip(clips.files, clips), DRAWN)}
+    return consistency_report.section(found, drawn, reference.name)
+
+
+def distribution(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:
+    """How far the clips are, as a population, from one half of the others; the other half says what is near."""
+    if against is None:
+        raise Gap("there is nothing to hold the clips against; give --against DIR")
+    least = {clips.name: LEAST_CLIPS, against.name: 2 * LEAST_CLIPS}
+    for each in (clips, against):
+        if len(each) < least[each.name]:
+            raise Gap(f"{each.name}: {len(each)} clips are too few; {least[each.name]} are needed")
+    sizes = sorted({(file.width, file.height) for file in (*clips.files, *against.files)})
+    if len(sizes) > 1:
+        said = ", ".join(f"{width}x{height}" for width, height in sizes[:4]) + (" ..." if len(sizes) > 4 else "")
+        raise Gap(f"clips of different sizes ({said}) would be told apart by that alone; scale them to one size")
+    lengths = [int((file.frames - 1) / file.fps * RATE + 1e-6) + 1 for file in (*clips.files, *against.files)]
+    frames = min(17, *lengths)
+    if frames < LEAST_FRAMES:
+        raise Gap(f"the shortest clip has {frames} frames at {RATE:g} per second; {LEAST_FRAMES} are needed")
+    net = load_motion_net()
+    halves = [replace(against, files=against.files[start::2]) for start in (0, 1)]
+    reference = motion_features(net, halves[0], frames)
+    sources: dict[str, Iterable[Read]] = {clips.name: clips, "truth": halves[1]}
+    for name, control in CONTROLS.items():
+        sources[name] = Controlled(halves[1], control)
+    found = {}
+    with progress_bar("distribution", progress) as show:
+        for name, source in sources.items():
+            found[name] = distances(motion_features(net, source, frames), reference)
+            show(len(found), len(sources))
+    return distribution_section(
+        found, {"frames compared": frames, "reference": len(halves[0]), "truth": len(halves[1])}
+    )
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A set of videos with a control done to each, seeded by its number."""
+
+    videos: VideoSet
+    control: Control
+
+    def __iter__(self) -> Iterator[Read]:
+        for number, (frames, fps) in enumerate(self.videos):
+            yield self.control(frames, number), fps
+
+
 Part = Callable[[VideoSet, VideoSet | None, bool | None], Section]
-PARTS: Mapping[str, Part] = {}
+PARTS: Mapping[str, Part] = {"consistency": consistency, "distribution": distribution}
 
 
 def evaluate_videos(
@@ -149,12 +220,14 @@ def evaluate_videos(
     parts = {name: choose("part", name, PARTS) for name in only or PARTS}
     check_folder(folder)
     wanted = {"clips": clips} if against is None else {"clips": clips, "against": against}
-    sets, pictures = [], []
+    sets: list[VideoSet] = []
+    pictures: list[Picture] = []
     for name, place in wanted.items():
         found, shown = find_videos(place, name, tell, progress)
         sets.append(found)
         pictures += shown
-    sections, gaps = [files_section(sets, pictures)], []
+    sections = [files_section(sets, pictures)]
+    gaps: list[str] = []
     for name, part in parts.items():
         try:
             sections.append(part(sets[0], sets[1] if against is not None else None, progress))

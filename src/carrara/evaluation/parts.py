@@ -1,0 +1,139 @@
+"""The parts of a model's evaluation, each a function of a run that gives a section, or says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+
+from carrara.core.progress import progress_bar
+from carrara.core.types import VideoShape
+from carrara.evaluation import adherence_section, consistency_report, physics_section
+from carrara.evaluation.barriers import measure_walls
+from carrara.evaluation.consistency import Consistency, measure
+from carrara.evaluation.distribution import LEAST_CLIPS, distances
+from carrara.evaluation.distribution import section as distribution_section
+from carrara.evaluation.motion_net import LEAST_FRAMES, load_motion_net, motion_features
+from carrara.evaluation.physics import KNOWN, measure_physics
+from carrara.evaluation.preference import measure_preference
+from carrara.evaluation.prompts import MOST_SEED, draw_prompts
+from carrara.evaluation.report import Section
+from carrara.evaluation.sources import BATCH, TRUTH, Source, write_truth
+from carrara.evaluation.subject import Gap, Run
+
+DRAWN = 3  # clips of the first source whose tracks and flow are drawn
+MOST_BALL_FRAMES = 33  # of a clip of balls
+
+
+def adherence(run: Run) -> Section:
+    """What was asked for against what is shown."""
+    results = {}
+    for source in run.sources:
+        with progress_bar(f"adherence: {source.name}", run.progress) as show:
+            results[source.name] = adherence_section.judge(run.prompts, source, show)
+    return adherence_section.section(results)
+
+
+def consistency(run: Run) -> Section:
+    """How what moves and what stands stay themselves."""
+    found: dict[str, list[Consistency]] = {}
+    for source in run.sources:
+        found[source.name] = []
+        with progress_bar(f"consistency: {source.name}", run.progress) as show:
+            for frames, fps in source:
+                found[source.name].append(measure(frames, fps))
+                show(len(found[source.name]), len(source))
+    truth = [frames for frames, _ in truths(run)]
+    if len(truth) > 1:
+        found["mixed"] = [measure(frames, run.subject.fps) for frames in consistency_report.mixed(truth)]
+    first = run.sources[0]
+    drawn = {f"{first.name}: “{p.text}”": clip for p, clip in islice(zip(run.prompts, first), DRAWN)}
+    return consistency_report.section(found, drawn)
+
+
+def physics(run: Run) -> Section:
+    """Whether motion goes on as mechanics has it, and stops where a wall stops it."""
+    subject, size = run.subject, run.suite
+    if subject.continues is None:
+        raise Gap("this model cannot continue a clip from its first frames")
+    if not size.balls:
+        raise Gap("it takes minutes; the full suite measures it")
+    frames = subject.shape.frames
+    if frames < KNOWN + 2:
+        raise Gap(f"clips of {frames} frames: {KNOWN} are given, and at least 2 must be left to make")
+    shape = VideoShape(min(frames, MOST_BALL_FRAMES), subject.shape.height, subject.shape.width)
+    with progress_bar("physics: balls", run.progress) as show:
+        balls = measure_physics(
+            subject.continues, shape, clips=size.balls, seed=run.seed, codec=subject.codec, progress=show
+        )
+    with progress_bar("physics: walls", run.progress) as show:
+        walls = measure_walls(
+            subject.continues,
+            subject.shape,
+            subject.fps,
+            clips=size.balls,
+            seed=run.seed,
+            codec=subject.codec,
+            progress=show,
+        )
+    return physics_section.section(balls, walls)
+
+
+def preference(run: Run) -> Section:
+    """Which of two twins, one of them impossible, the model finds likelier."""
+    subject = run.subject
+    if subject.scores_noise is None:
+        raise Gap("this model cannot say how well it undoes noise on a clip")
+    with progress_bar("preference", run.progress) as show:
+        found = measure_preference(
+            subject.scores_noise,
+            "pond",
+            subject.shape,
+            subject.fps,
+            pairs=run.suite.pairs,
+            seed=run.seed,
+            progress=show,
+        )
+    return physics_section.preference_section([found])
+
+
+def distribution(run: Run) -> Section:
+    """How far the clips are, as a population, from other renders of the same kind of scenes."""
+    subject, size = run.subject, run.suite
+    if min(size.prompts, size.references) < LEAST_CLIPS:
+        raise Gap(f"{size.prompts} prompts: a distribution needs at least {LEAST_CLIPS}")
+    frames = int((subject.shape.frames - 1) / subject.fps * 8 + 1e-6) + 1
+    if frames < LEAST_FRAMES:
+        raise Gap(f"clips of {subject.shape.frames} frames at {subject.fps:g} per second are too short")
+    net = load_motion_net()
+    seed = run.seed + 1 if run.seed < MOST_SEED else run.seed - 1
+    prompts = draw_prompts(size.references, seed)
+    home = run.folder / "reference"
+    home.mkdir(parents=True, exist_ok=True)
+    paths = tuple(home / f"{index:04d}.mp4" for index in range(len(prompts)))
+    with progress_bar("distribution: reference", run.progress) as show:
+        for start in range(0, len(prompts), BATCH):
+            end = min(start + BATCH, len(prompts))
+            write_truth(prompts[start:end], paths[start:end], subject.shape, subject.fps)
+            show(end, len(prompts))
+    reference = motion_features(net, Source("reference", paths), frames)
+    found = {}
+    with progress_bar("distribution", run.progress) as show:
+        for number, source in enumerate(run.sources):
+            found[source.name] = distances(motion_features(net, source, frames), reference, run.seed)
+            show(number + 1, len(run.sources))
+    about = {"clips": size.prompts, "reference clips": size.references, "reference prompts' seed": seed}
+    return distribution_section(found, about)
+
+
+def truths(run: Run) -> Source:
+    """The truth's own clips."""
+    return next(source for source in run.sources if source.name == TRUTH)
+
+
+PARTS: Mapping[str, Callable[[Run], Section]] = {
+    "adherence": adherence,
+    "consistency": consistency,
+    "physics": physics,
+    "preference": preference,
+    "distribution": distribution,
+}

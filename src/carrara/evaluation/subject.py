@@ -1,0 +1,88 @@
+"""What an evaluation works on: a model by what it can do, how much is measured, and the clips that parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from carrara.core.types import Decoder, Encoder, VideoShape
+from carrara.evaluation.physics import Continues
+from carrara.evaluation.preference import ScoresNoise
+from carrara.evaluation.prompts import Prompt, draw_prompts
+from carrara.evaluation.sources import MODEL, Generates, Source, make_sources
+
+
+class Gap(Exception):
+    """Why a part cannot be measured here: what the model cannot do, or too little to say anything."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, by what it can do; None where it cannot.
+
+    shape, fps: of its clips, and so of the renders beside them; generates: prompts to files; baselines: other ways to
+    generate, by the name of their column; codec: its encoder and decoder; continues: makes clips from their beginning;
+    scores_noise: says how well it undoes noise; about: what the report should say of it (name, weights, settings).
+    """
+
+    shape: VideoShape
+    fps: float
+    generates: Generates | None = None
+    baselines: Mapping[str, Generates] = field(default_factory=dict)
+    codec: tuple[Encoder, Decoder] | None = None
+    continues: Continues | None = None
+    scores_noise: ScoresNoise | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def makers(self) -> dict[str, Generates]:
+        """What generates, by the name of its column; the model comes first."""
+        return ({MODEL: self.generates} if self.generates else {}) | dict(self.baselines)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How much is measured. prompts: clips of each source; crossings: clips that show a wall; pairs: twins per law;
+    balls: scenes of each kind
+    and split, and of walls that stop (0: left out); references: renders that stand for the world."""
+
+    prompts: int
+    crossings: int
+    pairs: int
+    balls: int
+    references: int
+
+
+SUITES: Mapping[str, Suite] = {
+    "quick": Suite(prompts=20, crossings=10, pairs=4, balls=0, references=60),
+    "full": Suite(prompts=240, crossings=100, pairs=50, balls=50, references=500),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation. folder: for clips; progress: shown on a terminal only if None."""
+
+    subject: Subject
+    suite: Suite
+    seed: int
+    folder: Path
+    progress: bool | None
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return draw_prompts(self.suite.prompts, self.seed)
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The clips of the prompts, written when a part first asks for them."""
+        return self.clips_of(self.prompts, self.folder)
+
+    def clips_of(self, prompts: list[Prompt], folder: Path, baselines: bool = True) -> list[Source]:
+        """The clips of these prompts by every source."""
+        subject = self.subject
+        makers = {name: make for name, make in subject.makers.items() if baselines or name == MODEL}
+        return make_sources(prompts, folder, makers, subject.shape, subject.fps, subject.codec, self.progress)
