@@ -82,4 +82,4 @@ def ticks(low: float, high: float) -> list[float]:
 
 def short(value: float) -> str:
     """2e15 rather than 2e+15."""
-    return f"{value:.2g}".replace("e+", "e")
+    return f"{value:.2g}".replace("e+0", "e").replace("e+", "e")

@@ -121,9 +121,9 @@ def read_curve(folder: Path, batch: int) -> Curve:
         if line["kind"] == "validation":
             losses = {name: value for name, value in line.items() if name.startswith("loss")}
             points[line["step"]] = Point(line["step"] * batch, losses)
-        elif line["kind"] == "train" and line.get("seconds"):
+        if line.get("seconds"):  # lines of training and of the end
             rates.append(line["step"] * batch / line["seconds"])
-        elif line.get("event") == "decay":
+        if line.get("event") == "decay":
             decay = line["start"]
     if not points or not rates:
         raise ValueError(f"{folder}: no validation has been recorded here; train it first")
