@@ -16,7 +16,7 @@ from torch import Tensor
 
 GAP = 4
 _PAPER, _INK = 255, (40, 40, 40)
-_TEXT = 12  # size of the letters; a caption is a line and a half
+_TEXT, _LINE = 12, 14  # size of the letters, height of a line
 _HEAT = ((0, 0, 8), (70, 10, 95), (165, 35, 95), (225, 85, 40), (250, 165, 10), (255, 250, 170))  # dark to bright
 _BOX = (60, 255, 80)
 
@@ -45,16 +45,22 @@ def above(pictures: Sequence[Tensor], gap: int = GAP) -> Tensor:
 
 
 def caption(text: str, width: int) -> Tensor:
-    """One line of text on white, `h width 3`; what does not fit is cut off."""
+    """Text on white, `h width 3`, in as many lines as it takes."""
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (width, _TEXT * 3 // 2), (_PAPER,) * 3)
-    ImageDraw.Draw(image).text((1, 1), text, fill=_INK, font=_font())
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if _font().getlength(longer) < width - 2 or not lines[-1] else [*lines, word]
+    image = Image.new("RGB", (width, len(lines) * _LINE + 4), (_PAPER,) * 3)
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((1, 1 + number * _LINE), line, fill=_INK, font=_font())
     return torch.from_numpy(np.array(image))
 
 
 def captioned(picture: Tensor, text: str) -> Tensor:
-    """A picture `h w 3` or film `t h w 3` under a line of text."""
+    """A picture `h w 3` or film `t h w 3` under a text."""
     line = caption(text, picture.shape[-2])
     return torch.cat((line.expand(*picture.shape[:-3], -1, -1, -1), picture), dim=-3)
 

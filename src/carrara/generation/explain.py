@@ -192,13 +192,13 @@ def token_frames(frames: int, stride: Stride, patch: int) -> tuple[int, ...]:
 def prominence(frames: Tensor, grid: tuple[int, int, int], which: Sequence[int]) -> Tensor:
     """How much every patch stands out in `t h w 3`, levels of 255: `f r c`, the mean over its pixels and frames.
 
-    A pixel stands out by its distance from its median over time, which is the background where things move on; in a
-    clip without motion, by its distance from the frame's mean colour.
+    A pixel stands out by its distance from its median over time, for actors move on; but no more than by its distance
+    from the median of its row, for where an actor has been for most of the time, its absence is no actor. In a clip
+    without motion only the second counts.
     """
     video = frames.float()
-    apart = (video - video.median(dim=0).values).abs().mean(-1)
-    if apart.max() < _STILL:
-        apart = (video - video.mean((1, 2), keepdim=True)).abs().mean(-1)
+    moved, unlike = ((video - video.median(dim, keepdim=True).values).abs().mean(-1) for dim in (0, 2))
+    apart = torch.minimum(moved, unlike) if moved.max() >= _STILL else unlike
     patches = reduce(apart, "t (r y) (c x) -> t r c", "mean", r=grid[1], c=grid[2])
     owner = torch.tensor(which)
     return torch.stack([patches[owner == frame].mean(0) for frame in range(grid[0])])
@@ -207,7 +207,7 @@ def prominence(frames: Tensor, grid: tuple[int, int, int], which: Sequence[int])
 def find_actor(prominent: Tensor) -> tuple[int, int, int]:
     """The patch (frame, row, column, from 1) that stands out most, together with those around it: of something that
     covers many patches the middle, of something small the patch that holds most of it."""
-    around = F.avg_pool2d(prominent[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    around = F.avg_pool2d(prominent[:, None], 3, 1, 1)[:, 0]
     frame, row, column = torch.unravel_index((prominent + around).argmax(), prominent.shape)
     return int(frame) + 1, int(row) + 1, int(column) + 1
 

@@ -72,11 +72,11 @@ def attention_film(explanation: Explanation, block: int | None = None) -> Tensor
     block = block or attention.keenest
     pairs = [("mean of all blocks", attention.map()), (f"block {block}", attention.map(block))]
     which, all_frames = torch.tensor(attention.which), list(range(len(frames)))
-    parts = [captioned(_mark(enlarge(frames, _FILM), attention, all_frames), _when(attention))]
-    for name, values in pairs:
-        shown = enlarge(overlay(frames, _scaled(attention, values)[which]), _FILM)
-        parts.append(captioned(_mark(shown, attention, all_frames), _how_much(attention, name, values)))
-    return even(beside(parts))
+    parts = [enlarge(frames, _FILM)]
+    parts += [enlarge(overlay(frames, _scaled(attention, values)[which]), _FILM) for _, values in pairs]
+    names = "; ".join(f"{name}, {attention.elsewhere(values):.0%} to other frames" for name, values in pairs)
+    shown = beside([_mark(part, attention, all_frames) for part in parts])
+    return even(captioned(shown, f"{_when(attention)}: the clip; {names}"))
 
 
 def _step(emerging: Emerging, index: int) -> str:
@@ -90,7 +90,8 @@ def _when(attention: Attention) -> str:
 
 
 def _how_much(attention: Attention, name: str, values: Tensor) -> str:
-    return f"{name}: {attention.elsewhere(values):.0%} to other frames, {attention.found(values):.0%} of it on actors"
+    found = f"{attention.found(values):.0%} of that to what stands out there (chance {attention.chance:.0%})"
+    return f"{name}: {attention.elsewhere(values):.0%} to other frames, {found}"
 
 
 def _scaled(attention: Attention, values: Tensor) -> Tensor:
