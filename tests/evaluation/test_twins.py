@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from carrara.core.types import VideoShape
 from carrara.evaluation.physics import held, read_balls
@@ -44,6 +45,10 @@ def test_balls_break_the_law_that_is_named(seed):
     twins, valid, invalid = ball("vanishes", seed)
     assert np.isnan(invalid[0, twins.moment :]).all()
     assert not np.isnan(valid[0, twins.moment]).any()
+    twins, valid, invalid = ball("doubles", seed)
+    for clip, copies in ((twins.valid, 1), (twins.invalid, 2)):
+        frame = clip[twins.moment].numpy()
+        assert ndimage.label(frame[..., 1] < 128)[1] == copies
     twins, valid, invalid = ball("changes colour", seed)
     at = twins.moment
     np.testing.assert_allclose(invalid[1, at], valid[0, at], atol=1e-6)
@@ -87,6 +92,7 @@ def test_preferences_count_pairs_and_the_controls_are_what_they_claim():
     low, high = found.error(CHANCE).interval
     assert low < 0.5 < high
     assert found.error(ROUGHNESS, "vanishes").value > 0.6  # what is not there does not change
+    assert found.error(ROUGHNESS, "doubles").value == 0.0
     assert found.error(ROUGHNESS, "teleports").value < 0.2
     assert found.error("model", level=1).total == found.error("model").total
     again = measure_preference(Knows(), "balls", VideoShape(17, 32, 32), 10.0, pairs=12, seed=1000, levels=(0.3, 0.7))

@@ -1,9 +1,11 @@
 """Does what a wall stops stay stopped: actors of the pond continued into a wall, read from the pixels.
 
 A model sees five frames of an actor on its way to a wall that stops it, and continues them. Where the wall stands and
-what the empty scene looks like is the simulator's truth; where the actor is, is read: a pixel is the actor's as far as
-its colour lies on the way from the empty scene's to the actor's. Not standard: passing, reaching and stopping are three
-verdicts, because a clip that stands still passes through nothing, and one in which the actor vanishes neither.
+what the empty scene looks like is the simulator's truth (through the autoencoder for clips that come from one, so that
+what it does to a wall is not taken for an actor); where the actor is, is read: a pixel is the actor's as far as its
+colour lies on the way from the empty scene's to the actor's, and it is in the piece of them nearest to where it was.
+Not standard: passing, reaching and stopping are three verdicts, because a clip that stands still passes through
+nothing, and one in which the actor vanishes neither.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from carrara.core.types import Decoder, Encoder, VideoShape
@@ -34,6 +37,7 @@ STOPPED = Mix(two=0.0, wall=1.0, camera=0.0, stilts=0.0)
 FIRST_CONTACT, LAST = KNOWN + 1, 4  # frames: the first that may touch the wall; how many remain after it
 VISIBLE = 24  # sRGB units from the empty scene that are the actor's, not its shadow's rim
 FAINT = 0.35  # cover below this is not the actor
+CRUMB = 0.25  # of the largest piece, below which another is none
 FRONT = 0.97  # share of the actor behind its leading edge
 PASSED = 0.2  # of the actor's width beyond where it should stop
 NEAR = 0.2  # of its width before that still reaches it
@@ -105,7 +109,7 @@ def _stopped(events: Any) -> float:
 def read_stop(frames: Frames, approach: Approach, empty: Frames, first: Frames) -> Stop:
     """Judge a clip uint8 `t h w 3`.
 
-    empty: the same scene without its actor, `h w 3`; first: its first true frame, from which the actor's colour comes.
+    empty: the same scene without its actor, `h w 3`; first: its first frame, from which the actor's colour comes.
     """
     height, width = empty.shape[:2]
     plate = empty.astype(np.float64)
@@ -113,18 +117,39 @@ def read_stop(frames: Frames, approach: Approach, empty: Frames, first: Frames) 
     body = away > 0.5 * np.quantile(away[away > VISIBLE], 0.9)
     way = np.median(first[body].astype(np.float64), axis=0) - plate
     x = (np.arange(width) + 0.5 - width / 2) / min(height, width)
-    start, columns = columns_of(first[None], plate, way)[0], columns_of(frames, plate, way)
-    seen = columns.sum(1) >= SEEN * start.sum()
+    start = cover_of(first[None], plate, way)
+    columns = follow(np.concatenate([start, cover_of(frames, plate, way)])).sum(1)
+    begin, columns = columns[0], columns[1:]
+    seen = columns.sum(1) >= SEEN * begin.sum()
     edges = np.array([edge(column, x, approach.heading) if ok else np.nan for column, ok in zip(columns, seen)])
-    gone = (edges - edge(start, x, approach.heading)) * approach.heading
-    ahead = (gone - approach.travel) / (edge(start, x, 1) - edge(start, x, -1))
+    gone = (edges - edge(begin, x, approach.heading)) * approach.heading
+    ahead = (gone - approach.travel) / (edge(begin, x, 1) - edge(begin, x, -1))
     return Stop(judge(ahead, approach), tuple(None if np.isnan(a) else round(float(a), 4) for a in ahead))
 
 
-def columns_of(frames: Frames, plate: Floats, way: Floats) -> Floats:
-    """How much of the actor is in each column, `t w`: pixels by how far they lie on the way from plate to actor."""
+def cover_of(frames: Frames, plate: Floats, way: Floats) -> Floats:
+    """How much each pixel `t h w` is the actor's: how far it lies on the way from the plate's colour to the actor's."""
     cover = ((frames - plate) * way).sum(-1) / np.maximum((way**2).sum(-1), 1)
-    return np.where(cover < FAINT, 0, np.clip(cover, 0, 1)).sum(1)
+    return np.where(cover < FAINT, 0, np.clip(cover, 0, 1))
+
+
+def follow(cover: Floats) -> Floats:
+    """The cover `t h w` of one thing: in the first frame the largest piece, then the one nearest to where it was."""
+    kept = np.zeros_like(cover)
+    place = None
+    for frame, shown in zip(kept, cover):
+        labels, count = ndimage.label(shown > 0, structure=np.ones((3, 3)))
+        numbers = np.arange(1, count + 1)
+        mass = ndimage.sum_labels(shown, labels, numbers)
+        numbers = numbers[mass >= CRUMB * mass.max()] if count else numbers
+        if not len(numbers):
+            continue
+        centres = np.array(ndimage.center_of_mass(shown, labels, numbers))
+        away = -mass[numbers - 1] if place is None else np.linalg.norm(centres - place, axis=1)
+        chosen = int(np.argmin(away))
+        place = centres[chosen]
+        frame[:] = np.where(labels == numbers[chosen], shown, 0)
+    return kept
 
 
 def edge(column: Floats, x: Floats, heading: int) -> float:
@@ -176,12 +201,17 @@ def measure_walls(
         made = {"truth": truth, "copy last": copy_last(truth[:KNOWN], shape.frames), "no wall": through}
         if codec is not None:
             made["reconstruction"] = reconstruct(truth, *codec)
+        seen_as = dict.fromkeys(made, (empty, truth[0]))
+        if codec is not None:
+            through_codec = reconstruct(empty.expand(shape.frames, -1, -1, -1), *codec)[shape.frames // 2]
+            seen_as["reconstruction"] = seen_as["model"] = (through_codec, made["reconstruction"][0])
         if model is not None:
             made["model"] = model(truth[:KNOWN], shape.frames, approach.prompt, number)
         for name in ("truth", "reconstruction", "model", "copy last", "no wall"):
             if name in made:
                 frames = made[name].cpu().numpy()
-                found.setdefault(name, []).append(read_stop(frames, approach, empty.numpy(), truth[0].numpy()))
+                plate, first = seen_as.get(name, (empty, truth[0]))
+                found.setdefault(name, []).append(read_stop(frames, approach, plate.numpy(), first.numpy()))
                 if number < shown:
                     pictures.setdefault(name, []).append(frames)
         if progress:

@@ -3,13 +3,15 @@
 After LikePhys (Yuan et al. 2025, arXiv 2510.11512), whose pairs come from a 3D renderer; these come from the balls and
 from the pond. The twins are drawn by the same code and equal to the bit until the law is broken (for gravity in the
 pond, which has to be the same from the beginning, they differ throughout). "none broken" is the control: both clips
-are right, so a fair score prefers neither.
+are right, so a fair score prefers neither. "vanishes" and "doubles" belong together: emptier clips are easier to undo
+noise on, so a score that only counts what there is errs in all of one and in none of the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ BALL_LAWS = {  # which kinds of scene can break them
     "falls upwards": ("parabola",),
     "changes colour": ("uniform", "parabola"),
     "vanishes": ("uniform", "parabola"),
+    "doubles": ("uniform", "parabola"),
     "passes through": ("collision",),
     CONTROL: ("uniform", "collision"),
 }
@@ -54,6 +57,7 @@ POND_LAWS = {  # which motions of one actor can break them
     "falls upwards": ("bounces",),
     "changes colour": ("left", "right", "bounces", "orbits", "spins", "swims"),
     "vanishes": ("left", "right", "bounces", "orbits", "spins", "swims"),
+    "doubles": ("left", "right", "bounces", "orbits", "spins", "swims"),
     "passes through": ("left", "right"),
     CONTROL: ("left", "right", "bounces", "orbits", "swims"),
 }
@@ -107,6 +111,11 @@ def ball_twins(law: str, seed: int, shape: VideoShape, fps: float) -> Twins:
         broken = replace(truth, position=truth.position * [1, -1] + [0, WORLD], velocity=truth.velocity * [1, -1])
     else:
         broken = replace(truth, position=break_ball(law, truth, moment, rng))
+    if law == "doubles":
+        copied = break_ball("teleports", truth, moment, rng)
+        copied[:, :moment] = np.nan
+        broken = replace(truth, radius=truth.radius.repeat(2), position=np.concatenate([truth.position, copied]))
+        colours = np.broadcast_to(np.array(COLOURS, float)[:1, None], (2, shape.frames, 3))
     if law == "changes colour":
         colours = np.repeat(np.array(COLOURS, float)[:1, None], shape.frames, axis=1)
         colours[:, moment:] = COLOURS[1]
@@ -131,7 +140,7 @@ def break_ball(law: str, truth: BallTruth, moment: int, rng: np.random.Generator
     elif law == "teleports":
         y, radius = position[0, moment, 1], truth.radius[0]
         way, room = (1, WORLD - radius - y) if y < WORLD / 2 else (-1, y - radius)
-        later[..., 1] += way * rng.uniform(2.0, min(4.0, room))
+        later[..., 1] += way * rng.uniform(max(2.0, 2 * radius + 0.2), max(min(4.0, room), 2 * radius + 0.2))
     return position
 
 
@@ -155,6 +164,11 @@ def pond_twins(law: str, seed: int, shape: VideoShape, fps: float) -> Twins:
         own = scene.actors[0].colour
         visible = [name for name in POND_COLOURS if name != own and contrast(name, scene.background) > 30]
         other = scene.with_actor(0, colour=visible[int(rng.integers(len(visible)))])
+    elif law == "doubles":
+        copied = break_actor("teleports", truth, moment, rng)
+        copied.position[0, :moment] = 9.0
+        other = replace(scene, actors=scene.actors * 2)
+        broken = side_by_side(truth, copied)
     elif law == "changes speed":
         broken = at_pace(scene, truth, moment, fps, aspect, FASTER if rng.random() < 0.5 else SLOWER)
     else:
@@ -178,6 +192,13 @@ def break_actor(law: str, truth: Truth, moment: int, rng: np.random.Generator) -
         x = position[0, moment:, 0].mean()
         position[0, moment:, 0] += (1 if x < 0 else -1) * rng.uniform(0.25, 0.4)
     return replace(truth, position=position)
+
+
+def side_by_side(first: Truth, second: Truth) -> Truth:
+    """The truths of two actors of one clip as one."""
+    names = [axis.name for axis in fields(Truth) if axis.name not in ("times", "camera", "events")]
+    both: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    return replace(first, **both)
 
 
 def at_pace(scene: Scene, truth: Truth, moment: int, fps: float, aspect: float, factor: float) -> Truth:
