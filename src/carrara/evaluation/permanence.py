@@ -10,24 +10,28 @@ A clip that shows no such crossing is no failure and no success: it says why it 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from carrara.data.pond.shapes import outline
 from carrara.evaluation.permanence_tracks import Body, Life, Lives, read_lives
 from carrara.evaluation.reading import ActorReading, read_actor
 from carrara.evaluation.segments import Sights, actor_alpha, sight
 from carrara.evaluation.stage import RIM, Stage, read_stage
 
 PLACE = 0.35  # widths off the path, beyond which an actor comes out at another place
-TIME, LATER = 1.5, 0.15  # frames early or late that are still in time: at once, and more per frame of occlusion
+TIME = 2.0  # frames early or late, beyond which an actor is not in time
 UNSTEADY = 0.2  # widths about a straight path (root mean square), beyond which there is none to extrapolate
 SLOWEST = 0.1  # widths per frame below which an actor does not go anywhere
 LEANS = 0.2  # of the pace, above which a path's slope is a slope and not the beat of a wing
 DUE = 0.6  # of its width past the wall, when an actor that should come out must be seen
+NEARLY = 0.02  # intersection over union behind the best shape, within which another one may be it as well
+WHOLE = 0.95  # of the area of an actor that is clear of the wall, above which it is not hidden yet
+PARTLY = 0.35  # weight of a place that is known by one edge only
 FEWEST = 3  # frames that a path is fitted to
 VERDICTS = ("emerges", "same colour", "same shape", "in place", "in time")
 
@@ -67,9 +71,10 @@ class Crossing:
     """One actor's way behind a wall.
 
     occlusion: frames for which it is wholly hidden, by its pace before and the wall's width (0: never wholly).
-    due: the frame in which it should be seen again. emerges, same_colour, same_shape: verdicts, None where what came
-    out cannot be read (or nothing did). off_path: distance of the place where it comes out from the extrapolated path,
-    in widths of the actor; delay: frames too late (negative: early); off_time: along the path, in widths.
+    due: the frame in which it should be seen again. emerges, same_colour, same_shape: verdicts, None where nothing came
+    out, or what went in cannot be read, or (the shape) what came out is never seen whole. off_path: distance of the
+    place where it comes out from the extrapolated path, in widths of the actor; delay: frames too late (negative:
+    early); off_time: along the path, in widths. bodies: what was seen of it before and after.
     """
 
     wall: Wall
@@ -93,7 +98,7 @@ class Crossing:
             "same colour": self.same_colour,
             "same shape": self.same_shape,
             "in place": None if self.off_path is None else self.off_path <= PLACE,
-            "in time": None if self.delay is None else abs(self.delay) <= TIME + LATER * self.occlusion,
+            "in time": None if self.delay is None else abs(self.delay) <= TIME,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -108,12 +113,12 @@ class Permanence:
 
     def verdicts(self) -> dict[str, bool]:
         """Those of the crossing; "nothing comes or goes" in the open, if something moves; and "permanent": the clip
-        shows a crossing, and everything about it is right. Only "permanent" counts clips that show no crossing."""
+        shows a crossing, and everything that can be judged is right."""
         found = self.crossing.verdicts() if self.crossing else {}
         steady = not self.lives.appeared and not self.lives.vanished
         if self.lives.moves:
             found["nothing comes or goes"] = steady
-        found["permanent"] = self.crossing is not None and steady and all(found.get(name) for name in VERDICTS)
+        found["permanent"] = self.crossing is not None and all(found.values())
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -155,9 +160,10 @@ def read_wall(stage: Stage) -> Wall | None:
     for axis, origin in ((0, stage.origin[0]), (1, stage.origin[1])):
         along = np.flatnonzero(region.any(axis=axis))
         size = region.shape[1 - axis]
-        low = 0 if along[0] == 0 else along[0] + RIM  # its blended rim was added; none at the frame's edge
-        high = size if along[-1] == size - 1 else along[-1] + 1 - RIM
-        edges.append(((low - origin) / stage.unit, (high - origin) / stage.unit))
+        # Its blended rim was added, of which half a pixel is its own; there is none at the frame's edge.
+        low = 0 if along[0] == 0 else along[0] + RIM - 0.5
+        high = size if along[-1] == size - 1 else along[-1] + 1 - RIM + 0.5
+        edges.append((float(low - origin) / stage.unit, float(high - origin) / stage.unit))
     (left, right), (top, bottom) = edges
     return Wall(left, top, right, bottom)
 
@@ -175,7 +181,7 @@ def read_crossing(stage: Stage, alpha: NDArray[np.float32], lives: Lives, fps: f
     sign = 1 if life.last.place[0] < middle else -1  # the way it should go
     near, far = (wall.left, wall.right) if sign > 0 else (wall.right, wall.left)
     before = read_side(stage, alpha, life.bodies, fps)
-    path = fit_path(located(life.bodies, before, -sign), median_width(life.bodies))
+    path = fit_path(located(life.bodies, before, -sign), actor_width(life.bodies, before))
     if path is None:
         return "the actor is seen too briefly before the wall"
     if path.pace * sign < SLOWEST * path.width:
@@ -203,77 +209,103 @@ def coming_out(lives: Lives, life: Life, middle: float, sign: int) -> Life | Non
 
 def judged(found: Crossing, stage: Stage, alpha: NDArray[np.float32], out: Life, sign: int, fps: float) -> Crossing:
     """The crossing with what came out compared with what went in."""
-    after = read_side(stage, alpha, out.bodies, fps)
     before, path = found.before, found.path
-    seen = located(out.bodies, after, sign)
+    full = clear_area(found.bodies[0])
+    whole = bool(clear(out.bodies, full).any())
+    after = read_side(stage, alpha, out.bodies, fps, full)
+    seen = located(out.bodies, after, sign, full, path.width)
     expected = np.array([path.at(frame) for frame in seen[:, 0]])
     ahead = float(np.median(seen[:, 1] - expected[:, 0])) * sign
-    aside = float(np.nanmedian(seen[:, 2] - expected[:, 1]))
-    return Crossing(
-        found.wall, path, before, after, found.occlusion, found.due, True,
-        same_colour=None if None in (before.colour, after.colour) else before.colour == after.colour,
-        same_shape=None if None in (before.kind, after.kind) else before.kind == after.kind,
-        off_path=abs(aside) / path.width,
+    aside = float(np.nanmedian(seen[:, 2] - expected[:, 1])) if np.isfinite(seen[:, 2]).any() else None
+    return replace(
+        found,
+        after=after,
+        emerges=True,
+        same_colour=None if before.colour is None else before.colour == after.colour,
+        same_shape=None if before.kind is None or not whole else after.kind is not None and alike(before, after),
+        off_path=None if aside is None else abs(aside) / path.width,
         delay=-ahead / abs(path.pace),
         off_time=abs(ahead) / path.width,
         bodies=(found.bodies[0], out.bodies),
-    )  # fmt: skip
+    )
 
 
-def sights_of(stage: Stage, alpha: NDArray[np.float32], bodies: tuple[Body, ...]) -> Sights:
-    """The frames' sights of one life; None where it is not."""
+def alike(before: ActorReading, after: ActorReading) -> bool:
+    """Whether one shape may be what both sides show: it fits each of them as well as the best, or nearly."""
+    best = max(after.shapes.values()), max(before.shapes.values())
+    behind = [max(best[0] - after.shapes[name], best[1] - before.shapes[name]) for name in after.shapes]
+    return min(behind) < NEARLY
+
+
+def read_side(
+    stage: Stage, alpha: NDArray[np.float32], bodies: tuple[Body, ...], fps: float, full: float | None = None
+) -> ActorReading:
+    """What an actor is seen to be on one side of the wall. full: see `clear`."""
     sights: Sights = [None] * len(alpha)
-    for body in bodies:
-        sights[body.frame] = sight(stage, alpha, body.frame, body.region, True)
-    return sights
+    for body, whole in zip(bodies, clear(bodies, full)):
+        sights[body.frame] = replace(sight(stage, alpha, body.frame, body.region, True), whole=bool(whole))
+    return read_actor(stage, sights, np.arange(len(alpha)) / fps)
 
 
-def read_side(stage: Stage, alpha: NDArray[np.float32], bodies: tuple[Body, ...], fps: float) -> ActorReading:
-    """What an actor is seen to be on one side of the wall."""
-    return read_actor(stage, sights_of(stage, alpha, bodies), np.arange(len(alpha)) / fps)
+def clear(bodies: tuple[Body, ...], full: float | None = None) -> NDArray[np.bool_]:
+    """Which of a life's bodies show the actor whole: free of wall and edge, or as large as it is there.
 
-
-def clear(bodies: tuple[Body, ...]) -> NDArray[np.bool_]:
-    """Which of a life's bodies show the actor whole; if none does, those that show most of it."""
-    whole = np.array([not (body.at_wall or body.at_edge) for body in bodies])
-    if whole.any():
-        return whole
+    full: the area that it is known to have; else, where it is never free, its largest counts as whole.
+    """
     areas = np.array([body.area for body in bodies])
-    return areas >= 0.8 * areas.max()
+    free = np.array([not (body.at_wall or body.at_edge) for body in bodies])
+    if free.any():
+        full = float(np.median(areas[free]))
+    return free | (areas >= WHOLE * (areas.max() if full is None else full))
 
 
-def median_width(bodies: tuple[Body, ...]) -> float:
-    """An actor's extent sideways where it is clear."""
+def clear_area(bodies: tuple[Body, ...]) -> float:
+    """An actor's area where it is clear."""
+    return float(np.median([body.area for body, good in zip(bodies, clear(bodies)) if good]))
+
+
+def actor_width(bodies: tuple[Body, ...], actor: ActorReading) -> float:
+    """An actor's extent sideways: that of its shape at its size, or of its box where it is clear."""
+    radius = actor.track.radius[[body.frame for body in bodies]]
+    if actor.kind is not None and np.isfinite(radius).any():
+        return 2 * outline(actor.kind).half_width * float(np.nanmedian(radius))
     return float(np.median([body.box[2] - body.box[0] for body, good in zip(bodies, clear(bodies)) if good]))
 
 
-def located(bodies: tuple[Body, ...], actor: ActorReading, outer: int) -> NDArray[np.float64]:
+def located(
+    bodies: tuple[Body, ...], actor: ActorReading, outer: int, full: float | None = None, width: float = math.nan
+) -> NDArray[np.float64]:
     """Rows of frame, x, y of an actor's centre, world units: where it is clear, that of the shape that fits; else x by
-    the edge away from the wall (outer: -1 its left, 1 its right) and NaN for y, since a wall takes its middle along."""
-    rows, edges = [], []
-    good = clear(bodies)
-    for body, whole in zip(bodies, good):
-        x, y = float(actor.track.x[body.frame]), float(actor.track.y[body.frame])
-        if not math.isfinite(x + y):
-            x, y = (body.box[0] + body.box[2]) / 2, (body.box[1] + body.box[3]) / 2
-        edges.append(body.box[2] if outer > 0 else body.box[0])
-        rows.append((float(body.frame), x if whole else math.nan, y if whole else math.nan))
-    found, edge = np.array(rows), np.array(edges)
+    the edge away from the wall (outer: -1 its left, 1 its right) and NaN for y, since a wall takes its middle along.
+
+    full: see `clear`; width: of the actor, for one that is never clear.
+    """
+    frames = [body.frame for body in bodies]
+    box, good = np.array([body.box for body in bodies]), clear(bodies, full)
+    middle = (box[:, :2] + box[:, 2:]) / 2
+    edge = box[:, 2] if outer > 0 else box[:, 0]
+    if not good.any():
+        return np.stack([frames, edge - outer * width / 2, np.full(len(frames), math.nan)], axis=1)
+    found = np.stack([frames, actor.track.x[frames], actor.track.y[frames]], axis=1)
+    known = np.isfinite(found).all(axis=1) & good
+    off = np.median((found[:, 1:] - middle)[known], axis=0) if known.any() else np.zeros(2)
+    found[:, 1:] = np.where(known[:, None], found[:, 1:], middle + off)
     found[~good, 1] = edge[~good] + np.median(found[good, 1] - edge[good])
+    found[~good, 2] = math.nan
     return found
 
 
 def fit_path(seen: NDArray[np.float64], width: float) -> Path | None:
-    """The straight path through rows of frame, x, y (y may be NaN); None for too few."""
+    """The straight path through rows of frame, x, y, those without y counting less; None for too few."""
     if len(seen) < FEWEST:
         return None
     frame, x, y = seen.T
-    pace, start = np.polyfit(frame, x, 1)
-    off = float(np.sqrt(np.mean((x - start - pace * frame) ** 2)))
     known = np.isfinite(y)
+    pace, start = map(float, np.polyfit(frame, x, 1, w=np.where(known, 1.0, PARTLY)))
+    off = float(np.sqrt(np.mean((x - start - pace * frame) ** 2)))
     lean, height = 0.0, float(np.median(y[known]))
     if known.sum() > FEWEST:
         slope = float(np.polyfit(frame[known], y[known], 1)[0])
         if abs(slope) > LEANS * abs(pace):
             lean, height = slope, float(np.median(y[known] - slope * frame[known]))
-    return Path(float(start), float(pace), height, lean, width, off)
+    return Path(start, pace, height, lean, width, off)

@@ -24,6 +24,7 @@ FASTEST = (1.4, 3.0)  # world units per second sideways and up or down: an orbit
 CHANGED = 15.0  # CIELAB units over the clip by which a pixel of an actor has changed
 MOVES = 0.1  # share of the actors' pixels that change, above which something moves
 RESIZED = 0.1  # world units that a change of the area by e is worth when regions are matched
+HIDERS = ("wall", "edge", "other")  # what can explain that a body comes or goes
 FAR = 1e6  # cost of what cannot be
 
 Mask = NDArray[np.bool_]
@@ -63,8 +64,8 @@ class Life:
 
 @dataclass(frozen=True)
 class Lives:
-    """counts: how many bodies each frame shows (one that a wall cuts in two counts once), None where it shows too much
-    to be a scene; lives: in order of their beginning; moves: whether anything in the clip moves at all."""
+    """counts: how many bodies each frame shows, None where it shows too much to be a scene; lives: in order of their
+    beginning; moves: whether anything in the clip moves at all."""
 
     counts: tuple[int | None, ...]
     lives: tuple[Life, ...]
@@ -81,18 +82,18 @@ class Lives:
         return tuple(life.last for life in self.lives if life.ended == "open")
 
     def right_counts(self) -> float | None:
-        """The share of readable frames that show as many bodies as the first one; fewer is right while some are hidden
-        by a wall, by another actor or outside. None where the first frame cannot be read."""
+        """The share of readable frames that account for as many bodies as the first one: those in sight, and those
+        that a wall, another actor or the frame's edge has hidden. None where the first frame cannot be read."""
         if not self.counts or self.counts[0] is None:
             return None
-        right = []
-        for frame, count in enumerate(self.counts):
-            if count is None:
-                continue
-            gone = sum(life.ended in ("wall", "edge", "other") and life.last.frame < frame for life in self.lives)
-            back = sum(life.born in ("wall", "edge", "other") and life.first.frame <= frame for life in self.lives)
-            right.append(count <= self.counts[0] <= count + max(0, gone - back))
-        return float(np.mean(right))
+        hidden = np.zeros(len(self.counts), int)
+        for life in self.lives:
+            hidden[life.last.frame + 1 :] += life.ended in HIDERS
+            hidden[life.first.frame :] -= life.born in HIDERS
+        hidden -= min(0, int(hidden.min()))  # what comes out of hiding without having gone there was there before
+        return float(
+            np.mean([n + h == self.counts[0] + hidden[0] for n, h in zip(self.counts, hidden) if n is not None])
+        )
 
 
 def read_lives(stage: Stage, fps: float, alpha: Array | None = None) -> Lives:
@@ -110,7 +111,7 @@ def read_lives(stage: Stage, fps: float, alpha: Array | None = None) -> Lives:
             counts.append(None)
             continue
         bodies = [body_of(stage, alpha[frame], frame, region) for region in regions]
-        counts.append(len(bodies) - cut_in_two(bodies))
+        counts.append(len(bodies))
         pairs = matched(open_lives, bodies, (frame - last_read) / fps)
         for number in sorted(set(range(len(open_lives))) - set(pairs), reverse=True):
             life = open_lives.pop(number)
@@ -158,14 +159,6 @@ def extent(profile: Array) -> tuple[float, float]:
     rise = (padded[first] - 0.5) / (padded[first] - padded[first - 1])
     fall = (padded[last] - 0.5) / (padded[last] - padded[last + 1])
     return first - 0.5 - float(rise), last - 0.5 + float(fall)
-
-
-def cut_in_two(bodies: list[Body]) -> bool:
-    """Whether a wall divides one actor: two bodies touch it from its two sides, at one height."""
-    at_wall = [body for body in bodies if body.at_wall]
-    return any(
-        a.box[2] < b.box[0] and min(a.box[3], b.box[3]) > max(a.box[1], b.box[1]) for a in at_wall for b in at_wall
-    )
 
 
 def matched(lives: list[list[Body]], bodies: list[Body], seconds: float) -> dict[int, int]:

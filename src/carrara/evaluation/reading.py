@@ -47,6 +47,7 @@ class ActorReading:
     track: Track
     area: Floats = field(default_factory=lambda: np.zeros(0))
     scores: dict[str, float] = field(default_factory=dict)
+    shapes: dict[str, float] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
         track=track,
         area=area,
         scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
+        shapes=support,
     )
 
 
