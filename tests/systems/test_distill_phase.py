@@ -47,7 +47,7 @@ def test_where_a_window_is_one_unguided_step_of_the_teacher_there_is_nothing_to_
     for seed in range(3):
         assert phase.loss(captioned(seed), 0, generator(seed))["loss"].item() < 1e-11
     found = phase.validate()
-    assert found["endpoint"] == found["endpoint_undistilled"] == 0
+    assert found["endpoint"] == found["endpoint_undistilled"] > 0
     guided = phase_of(small_system, guidance=3.0, solver="euler")
     assert guided.loss(captioned(0), 0, generator())["loss"].item() > 1e-7
 
@@ -114,17 +114,17 @@ def test_training_brings_the_students_ends_to_the_teachers(small_system):
     system.denoiser = copy.deepcopy(system.denoiser)
     with torch.no_grad():  # a teacher whose paths bend, and whose guidance matters
         for parameter in system.denoiser.parameters():
-            parameter.mul_(2.0)
-    phase = phase_of(system, guidance=3.0, shift=1.0, parts=2, fields=EQUAL)
+            parameter.mul_(1.6)
+    phase = phase_of(system, guidance=3.0, shift=1.0, parts=4, fields=EQUAL)
     before = phase.validate()
-    optimizer = torch.optim.AdamW(phase.student.parameters(), 2e-3, weight_decay=0.0)
-    for step in range(60):
+    optimizer = torch.optim.AdamW(phase.student.parameters(), 5e-3, weight_decay=0.0)
+    for step in range(80):
         optimizer.zero_grad()
         phase.loss(captioned(step), step, generator(step))["loss"].backward()
         optimizer.step()
     after = phase.validate()
-    assert after["endpoint"] < 0.75 * before["endpoint"]
-    assert after["endpoint"] < 0.75 * after["endpoint_undistilled"]
+    assert after["endpoint"] < 0.7 * before["endpoint"]
+    assert after["endpoint"] < 0.7 * after["endpoint_undistilled"]
 
 
 def test_validation_and_pictures_repeat_and_show_teacher_over_student(small_system):

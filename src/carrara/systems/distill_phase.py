@@ -26,6 +26,7 @@ from carrara.diffusion.guidance import Guidance
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.phases import CaptionedLatents, film, no_keyframes, only_keyframes, take_keyframes, to_bytes
 
+REFERENCE_PARTS = 4  # of each window, where the student is compared: finer than what it is taught
 WITHOUT_INDEPENDENT = FieldMix(equal=0.8, prefix=0.1, keyframe=0.1, independent=0.0)
 
 
@@ -197,10 +198,10 @@ class DistillPhase:
         return found
 
     def _follow(self, guided: Flow, x: Tensor, levels: Sequence[Tensor]) -> _Path:
-        """The teacher's path through all windows."""
+        """The teacher's path through all windows, more finely than it is taught."""
         states, flows = [x], []
         for here, there in pairwise(levels):
-            flows.append(mean_flow(guided, states[-1], here, there, self.config.parts, self.config.solver))
+            flows.append(mean_flow(guided, states[-1], here, there, REFERENCE_PARTS))
             states.append(visited(lambda x, _, flow=flows[-1]: flow, states[-1], (here, there))[-1])
         return _Path(states, flows)
 
