@@ -36,7 +36,7 @@ class ActorReading:
     track: where its centre is, world units (origin mid-frame, y down, the camera taken out), and its radius, per frame;
     area: how much of it is seen per frame, square world units, NaN where nothing is; scores: how well the silhouette
     fits ("kind", intersection over union), how many of its pixels have the colour ("colour"), in how many frames it is
-    seen ("seen").
+    seen ("seen"); shapes: how well the silhouette of each shape fits.
     """
 
     kind: str | None
