@@ -52,6 +52,15 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     assert covered == pytest.approx(0.95, abs=0.015)
 
 
+def test_a_mean_of_shares_stays_a_share():
+    zeros_and_ones = mean_estimate([1, 0, 1, 1], share=True)
+    assert (zeros_and_ones.low, zeros_and_ones.high) == wilson(3, 4)
+    parts = mean_estimate([0.9, 1.0, 0.95], share=True)
+    assert parts.high == 1.0
+    assert parts.value - parts.low > 0.05
+    assert mean_estimate([0.5], share=True).high == 1.0
+
+
 def test_one_value_has_no_spread_and_none_has_no_mean():
     alone = mean_estimate([0.3])
     assert (alone.low, alone.high) == (-math.inf, math.inf)

@@ -7,12 +7,13 @@ from itertools import islice
 
 from carrara.core.progress import progress_bar
 from carrara.core.types import VideoShape
-from carrara.evaluation import adherence_section, consistency_report, physics_section
+from carrara.evaluation import adherence_section, consistency_report, permanence_section, physics_section
 from carrara.evaluation.barriers import measure_walls
 from carrara.evaluation.consistency import Consistency, measure
 from carrara.evaluation.distribution import LEAST_CLIPS, distances
 from carrara.evaluation.distribution import section as distribution_section
 from carrara.evaluation.motion_net import LEAST_FRAMES, load_motion_net, motion_features
+from carrara.evaluation.permanence_scenes import LENGTHS, longest_occlusion
 from carrara.evaluation.physics import KNOWN, measure_physics
 from carrara.evaluation.preference import measure_preference
 from carrara.evaluation.prompts import MOST_SEED, draw_prompts
@@ -48,6 +49,19 @@ def consistency(run: Run) -> Section:
     first = run.sources[0]
     drawn = {f"{first.name}: “{p.text}”": clip for p, clip in islice(zip(run.prompts, first), DRAWN)}
     return consistency_report.section(found, drawn)
+
+
+def permanence(run: Run) -> Section:
+    """What goes behind a wall, and what comes out."""
+    shape, fps = run.subject.shape, run.subject.fps
+    if longest_occlusion(shape.frames) < max(LENGTHS):
+        raise Gap(f"clips of {shape.frames} frames are too short for a wall to hide an actor; 17 are enough")
+    prompts = permanence_section.crossing_prompts(run.suite.crossings, run.seed, shape.frames, fps)
+    results = {}
+    for source in run.clips_of(prompts, run.folder / "permanence", baselines=False):
+        with progress_bar(f"permanence: {source.name}", run.progress) as show:
+            results[source.name] = permanence_section.judge(prompts, source, show)
+    return permanence_section.section(results)
 
 
 def physics(run: Run) -> Section:
@@ -133,6 +147,7 @@ def truths(run: Run) -> Source:
 PARTS: Mapping[str, Callable[[Run], Section]] = {
     "adherence": adherence,
     "consistency": consistency,
+    "permanence": permanence,
     "physics": physics,
     "preference": preference,
     "distribution": distribution,

@@ -91,8 +91,9 @@ def mean_estimate(values: Iterable[float], *, share: bool = False) -> Estimate:
     """The mean with Student's 95% interval, mean +- t(n - 1) s / sqrt(n) (Student 1908).
 
     values: one per independent clip, finite. One value has an infinite interval. The interval is of the mean over
-    clips like these; it is symmetric even where values cannot be (a share, a distance), hence rough for few of them.
-    Raises ValueError for no values or one that is not finite.
+    clips like these; it is symmetric even where values cannot be (a distance), hence rough for few of them.
+    share: values are shares of 1, so the interval ends at 0 and 1, and where all are 0 or 1 it is Wilson's. Raises
+    ValueError for no values or one that is not finite.
     """
     found = np.asarray(list(values), np.float64)
     if not found.size:
@@ -100,12 +101,15 @@ def mean_estimate(values: Iterable[float], *, share: bool = False) -> Estimate:
     if not np.isfinite(found).all():
         raise ValueError(f"a mean of values of which {int((~np.isfinite(found)).sum())} are not finite; leave them out")
     mean, count = float(found.mean()), int(found.size)
+    if share and np.isin(found, (0, 1)).all():
+        return Estimate(mean, *wilson(int(found.sum()), count), count, True)
+    least, most = (0.0, 1.0) if share else (-math.inf, math.inf)
     if count == 1:
-        return Estimate(mean, -math.inf, math.inf, 1, share)
+        return Estimate(mean, least, most, 1, share)
     from scipy.special import stdtrit
 
     reach = float(stdtrit(count - 1, 0.975)) * float(found.std(ddof=1)) / math.sqrt(count)
-    return Estimate(mean, mean - reach, mean + reach, count, share)
+    return Estimate(mean, max(least, mean - reach), min(most, mean + reach), count, share)
 
 
 def mean_or_none(values: Iterable[float | None], *, share: bool = False) -> Estimate | None:

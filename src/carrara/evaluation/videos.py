@@ -24,8 +24,7 @@ from carrara.evaluation.controls import CONTROLS, Control
 from carrara.evaluation.distribution import LEAST_CLIPS, distances
 from carrara.evaluation.distribution import section as distribution_section
 from carrara.evaluation.motion_net import LEAST_FRAMES, RATE, load_motion_net, motion_features
-from carrara.evaluation.report import Picture, Section, Table, write_report
-from carrara.evaluation.statistics import mean_or_none
+from carrara.evaluation.report import Picture, Section, write_report
 from carrara.evaluation.strips import strip
 from carrara.evaluation.subject import Gap
 
@@ -115,14 +114,11 @@ def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Sect
     """Which files were read, and which not and why."""
     said = []
     for each in sets:
-        said.append(f"{each.name}: {len(each)} of {len(each) + len(each.unreadable)} files could be read.")
+        said.append(
+            f"{each.name}: {len(each)} of {len(each) + len(each.unreadable)} files could be read; {spans(each)}."
+        )
         said += [f"{name}: {why}" for name, why in each.unreadable.items()]
     said.append(f"Of each clip at most the first {LONGEST} frames are looked at.")
-    facts = {"frames": "frames", "width": "width", "height": "height", "frames per second": "fps"}
-    rows = tuple(
-        (said_of, tuple(mean_or_none(getattr(file, field) for file in each.files) for each in sets))
-        for said_of, field in facts.items()
-    )
     data = {
         each.name: {
             "files": {file.path.name: file.plain() for file in each.files},
@@ -130,8 +126,21 @@ def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Sect
         }
         for each in sets
     }
-    table = Table("What was read", tuple(each.name for each in sets), rows)
-    return Section("files", "Files", "\n\n".join(said), (table,), tuple(pictures), data)
+    return Section("files", "Files", "\n\n".join(said), (), tuple(pictures), data)
+
+
+def spans(videos: VideoSet) -> str:
+    """From least to most: frames, sizes and rates."""
+    frames, fps = ([getattr(file, name) for file in videos.files] for name in ("frames", "fps"))
+    sizes = sorted((file.width * file.height, f"{file.width}x{file.height}") for file in videos.files)
+    return (
+        f"{_span(f'{min(frames)}', f'{max(frames)}')} frames of {_span(sizes[0][1], sizes[-1][1])} at "
+        f"{_span(f'{min(fps):g}', f'{max(fps):g}')} frames per second"
+    )
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def consistency(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:
@@ -217,12 +226,13 @@ def evaluate_videos(
     only: names of parts, all if none; tell: is called with a line for every file and part that cannot be measured. The
     same files give the same JSON. Raises ValueError where nothing can be measured, and then writes nothing.
     """
-    parts = {name: choose("part", name, PARTS) for name in only or PARTS}
+    wanted = only or [name for name in PARTS if name != "distribution" or against is not None]
+    parts = {name: choose("part", name, PARTS) for name in wanted}
     check_folder(folder)
-    wanted = {"clips": clips} if against is None else {"clips": clips, "against": against}
+    folders = {"clips": clips} if against is None else {"clips": clips, "against": against}
     sets: list[VideoSet] = []
     pictures: list[Picture] = []
-    for name, place in wanted.items():
+    for name, place in folders.items():
         found, shown = find_videos(place, name, tell, progress)
         sets.append(found)
         pictures += shown
@@ -238,6 +248,6 @@ def evaluate_videos(
         raise ValueError(f"{clips}: nothing could be measured; {'; '.join(gaps)}")
     for line in gaps:
         tell(f"not measured: {line}")
-    about = {name: f"{place} ({len(each)} clips)" for (name, place), each in zip(wanted.items(), sets)}
+    about = {name: f"{place} ({len(each)} clips)" for (name, place), each in zip(folders.items(), sets)}
     write_report(folder, f"Evaluation of {Path(clips).name}", sections, about)
     return sections
