@@ -148,7 +148,7 @@ def test_edges_lie_between_pixels():
 def test_prompts_ask_for_a_wall_and_are_fixed():
     prompts = crossing_prompts(12, seed=3)
     assert prompts[:5] == crossing_prompts(5, seed=3)
-    assert all("wall" in prompt.text for prompt in prompts)
+    assert all("wall" in prompt.text and "small" in prompt.text for prompt in prompts)
     assert {prompt.split for prompt in prompts} == {"held in", "held out"}
     with pytest.raises(ValueError, match="must be from 1"):
         crossing_prompts(0)

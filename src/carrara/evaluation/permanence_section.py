@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carrara.data.pond.captions import LEVELS, caption
+from carrara.data.pond.captions import caption
 from carrara.evaluation.adherence import Asked
 from carrara.evaluation.permanence import PLACE, TIME, VERDICTS, Permanence, read_permanence
 from carrara.evaluation.permanence_pictures import draw_tracks
@@ -30,6 +30,7 @@ BINS: tuple[tuple[str, float, float], ...] = (
     ("3.5 to 4.5", 3.5, 4.5),
     ("4.5 and more", 4.5, np.inf),
 )
+SAID = ("medium", "dense")  # caption levels that say how large an actor is: only a small one has the room
 SHOWN = 8  # clips in the report
 
 ABOUT = f"""\
@@ -78,7 +79,7 @@ class Result:
 
 def crossing_prompts(count: int, seed: int = 0, frames: int = 17, fps: float = 8.0) -> list[Prompt]:
     """`count` prompts whose scenes hide an actor for LENGTHS in turn, alternately from the held-in and the held-out
-    split; every text says that there is a wall. The first of more are those of fewer.
+    split; every text says that there is a wall and that the actor is small. The first of more are those of fewer.
 
     Raises ValueError for a count or seed outside the ranges kept free for evaluation.
     """
@@ -91,9 +92,9 @@ def crossing_prompts(count: int, seed: int = 0, frames: int = 17, fps: float = 8
         number, turn = start + seed * MOST_PROMPTS + index, index // 2
         part = "train" if split == "held in" else "held_out"
         scene = crossing_scene(number, LENGTHS[turn % len(LENGTHS)], part, frames, fps).scene
-        for level in tuple(LEVELS)[turn % len(LEVELS) :]:  # the next longer one where there is no room for the wall
+        for level in SAID[turn % len(SAID) :]:  # the longer one where the shorter has no room for the wall
             said = caption(scene, level, number)
-            if "wall" in said.attributes:
+            if {"wall", "actors.0.size"} <= said.attributes:
                 break
         prompts.append(Prompt(scene, said.text, level, Asked.stated(scene, said), number, split))
     return prompts
@@ -115,9 +116,7 @@ def section(results: Mapping[str, Sequence[Result]]) -> Section:
     hidden = unseparated(results)
     seen = {name: found for name, found in results.items() if name not in CONTROLS}
     tables = [shares("What was asked: one actor passes behind a wall", results, hidden), errors(seen)]
-    tables += [
-        by_length(f"By length of occlusion ({name}): right in everything", found) for name, found in seen.items()
-    ]
+    tables += [by_length(f"By length of occlusion ({name})", found) for name, found in seen.items()]
     curves = {name: counted(found) for name, found in results.items()}
     longest = max(map(len, curves.values()))
     lines = {name: values + [None] * (longest - len(values)) for name, values in curves.items()}
