@@ -42,10 +42,12 @@ td small { display: block; color: var(--soft); font-size: .76rem; }
 td.none { color: var(--soft); }
 figure { margin: 1.2rem 0; }
 figcaption { font-size: .88rem; color: var(--soft); margin-top: .35rem; }
-img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }
+img { max-width: 100%; height: auto; border: 1px solid var(--line); }
 svg { width: 100%; max-width: 44rem; height: auto; background: var(--card); border: 1px solid var(--line); }
 svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
+svg .c0 { stroke: var(--c0); } svg .c1 { stroke: var(--c1); } svg .c2 { stroke: var(--c2); }
+svg .c3 { stroke: var(--c3); } svg .c4 { stroke: var(--c4); } svg .c5 { stroke: var(--c5); }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-size: .9rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -128,7 +130,7 @@ def _image(image: NDArray[np.uint8], title: str) -> str:
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 64, 16, 16, 46  # of a plot, in SVG units
-COLOURS = 6
+COLOURS = ("#1c62c4", "#c8500f", "#1f7f43", "#8a3bb0", "#b32456", "#0d7385")  # where the style sheet is not read
 
 
 def _svg(curve: Curve) -> str:
@@ -148,7 +150,7 @@ def _svg(curve: Curve) -> str:
     parts = []
     for y in ys:
         _, down = at(xs[0], y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<line class="grid" stroke="#ccc" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:g}</text>')
     for x in xs:
         across, _ = at(x, ys[0])
@@ -160,19 +162,20 @@ def _svg(curve: Curve) -> str:
         f'transform="rotate(-90 14 {(HEIGHT - BOTTOM + TOP) / 2})">{escape(curve.y_label)}</text>'
     )
     for number, (name, values) in enumerate(curve.lines.items()):
-        style = f'style="stroke: var(--c{number % COLOURS})"'
-        if number >= COLOURS:
+        turn = number % len(COLOURS)
+        style = f'class="line c{turn}" fill="none" stroke="{COLOURS[turn]}"'
+        if number >= len(COLOURS):
             style += ' stroke-dasharray="5 4"'
         for run in _runs(curve.x, values):
             points = [at(x, y) for x, y in run]
             if len(points) == 1:
                 points = [points[0], points[0]]  # a round cap shows a lonely value as a dot
-            parts.append(f'<polyline class="line" {style} points="{" ".join(f"{a},{b}" for a, b in points)}"/>')
+            parts.append(f'<polyline {style} points="{" ".join(f"{a},{b}" for a, b in points)}"/>')
         across, down = LEFT + number % 3 * 190, HEIGHT + 8 + number // 3 * 20
-        parts.append(f'<line class="line" {style} x1="{across}" x2="{across + 22}" y1="{down}" y2="{down}"/>')
+        parts.append(f'<line {style} x1="{across}" x2="{across + 22}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text x="{across + 30}" y="{down + 4}">{escape(name)}</text>')
-    title = escape(curve.title, True)
-    return f'<svg role="img" aria-label="{title}" viewBox="0 0 {WIDTH} {HEIGHT + legend}">{"".join(parts)}</svg>'
+    box, title = f'viewBox="0 0 {WIDTH} {HEIGHT + legend}"', escape(curve.title, True)
+    return f'<svg role="img" fill="#777" font-size="12" aria-label="{title}" {box}>{"".join(parts)}</svg>'
 
 
 def _runs(x: Sequence[float], y: Sequence[float | None]) -> list[list[tuple[float, float]]]:
