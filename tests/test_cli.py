@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy():
         (["info", "/nowhere/model"], "no such model folder"),
         (["info", "/dev"], "/dev: not a model folder, for it has no model_index.json"),
         (["info", ""], "the model's name is empty"),
-        (["train", "pondd"], "unknown recipe 'pondd'; did you mean pond?"),
+        (["train", "pondd"], "unknown recipe 'pondd'; did you mean pond or pond-128?"),
         (["train", "pond-tiny", "-o"], "-o: needs a folder"),
         (["train", "pond-tiny", "-o", "/dev/null/x"], "/dev/null is a file, not a folder"),
         (["train", "pond-tiny", "-o", "/proc/x"], "/proc/x: cannot be written"),

@@ -276,7 +276,7 @@ def pond() -> PondRecipe:
             TrainConfig(
                 minutes=60,
                 warmup=50,
-                decay_share=0.4,
+                decay_share=0.35,
                 optimizer="muon",
                 weight_decay=0.0,
                 prefetch=False,
