@@ -296,6 +296,38 @@ def test_every_shape_and_rate_comes_back_from_pictures(tmp_path_factory, count, 
         np.testing.assert_array_equal(read.numpy(), frames)
 
 
+def test_an_avi_whose_header_counts_empty_places_is_whole_and_a_cut_one_is_not(tmp_path):
+    """AVI shows a picture longer by leaving the next places empty; its header counts them."""
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for place in (0, 1, 4, 5):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * place, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = place, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 6
+    frames, fps, _ = read_video(path)
+    assert (len(frames), fps) == (4, 10)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"00dc", 0, whole.rindex(b"idx1"))])
+    with pytest.raises(ValueError, match="damaged"):
+        read_video(path)
+
+
+def test_an_unknown_codec_and_too_many_frames_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, np.zeros((5, 16, 16, 3), np.uint8), fps=8)
+    with pytest.raises(ValueError, match="more than 4 frames"):
+        read_video(path, max_frames=4)
+    start = path.read_bytes().rindex(b"avc1")
+    path.write_bytes(path.read_bytes()[:start] + b"xxxx" + path.read_bytes()[start + 4 :])
+    with pytest.raises(ValueError, match="not known here"):
+        read_video(path)
+
+
 def test_codecs_are_imported_when_used():
     code = "import sys, carrara.core.media; assert not {'av', 'PIL', 'torch'} & set(sys.modules), sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ from einops import rearrange
 from scipy import ndimage
 from torch import Tensor
 
-from carrara.evaluation.flow import grid_like, smooth
+from carrara.evaluation.flow import LEAST_GAIN, block_difference, closed, grid_like, smooth
 
 ROUNDS = 8  # of reweighting
 TOLERANCE = 0.5  # pixels from the fit at which a pixel's say is halved
@@ -35,14 +35,19 @@ def camera_flow(flow: Tensor, frames: Tensor) -> Tensor:
     return rearrange(fit, "n (h w) xy -> n xy h w", h=height).to(flow)
 
 
-def moving_pixels(flow: Tensor, camera: Tensor) -> Tensor:
-    """Where connected areas move otherwise than the camera, bool `n h w`."""
-    lengths = (flow - camera).square().sum(1).sqrt()
-    height, width = lengths.shape[-2:]
+def moving_pixels(first: Tensor, second: Tensor, flow: Tensor, camera: Tensor) -> Tensor:
+    """Where connected areas move otherwise than the camera, and it does not explain what they show: bool `n h w`.
+
+    first, second: float `n c h w` in 0..255; flow, camera: from the one to the other, `n 2 h w`.
+    """
+    lengths = (flow - camera).square().sum(1, keepdim=True).sqrt()
+    gain = block_difference(first, second, camera) - block_difference(first, second, flow)
+    candidates = closed((lengths > LEAST_MOTION) & (gain > LEAST_GAIN))[:, 0]
+    least = LEAST_AREA * candidates[0].numel()
     masks = []
-    for length in lengths.numpy():
-        areas, _ = ndimage.label(ndimage.median_filter(length, 3) > LEAST_MOTION)
+    for candidate in candidates.numpy():
+        areas, _ = ndimage.label(ndimage.binary_opening(candidate, np.ones((3, 3))))
         sizes = np.bincount(areas.ravel())
         sizes[0] = 0
-        masks.append((sizes >= LEAST_AREA * height * width)[areas])
-    return torch.from_numpy(np.stack(masks)) if masks else lengths.bool()
+        masks.append((sizes >= least)[areas])
+    return torch.from_numpy(np.stack(masks))

@@ -160,7 +160,8 @@ class Clip:
     @cached_property
     def moving(self) -> Tensor:
         """What moves otherwise than the camera makes it, bool `n h w`, of the first frame of every step."""
-        return moving_pixels(self.forth, camera_flow(self.forth, self.steps[:-1]))
+        first, second = self.steps[:-1], self.steps[1:]
+        return moving_pixels(first, second, self.forth, camera_flow(self.forth, first))
 
     def tracks(self, still: bool) -> list[Tracks]:
         """Of points in what moves, or in all else."""
@@ -251,9 +252,9 @@ def subject(clip: Clip) -> float:
     """How much what moves stays itself: 1 unchanged along its track, 0 as different as what is elsewhere in the frame.
 
     Points of what moves otherwise than the camera (`camera.py`) are followed along the flow (`following.py`), forwards
-    and backwards from where most moves in each 2 s. With c(t) the mean colour of 3 x 3 pixels around a point,
-    d = (|c(t) - c(chosen)| + |c(t) - c(one step before)|) / 2 in the mean over points and steps, and D the mean
-    difference of the chosen places from four places far from each in the same frame, the score is 1 - d / D.
+    and backwards from a frame of each 2 s in which as much moves as usually. With c(t) the mean colour of 3 x 3 pixels
+    around a point, d = (|c(t) - c(chosen)| + |c(t) - c(one step before)|) / 2 in the mean over points and steps, and D
+    the mean difference of the chosen places from four places far from each in the same frame, the score is 1 - d / D.
     VBench's subject consistency is the mean of the cosines of DINO features of whole frames to the first and to the
     previous one: the two terms are the same, colours on a track stand for features. Limits: a change that keeps the
     colours is not seen; a subject that turns, or is hidden or lost by the flow, counts as changed.

@@ -21,6 +21,7 @@ PULL = 0.25  # levels of difference that one pixel away from the level above (at
 LEAST_GAIN = 0.5  # levels of difference by which moving must be better than resting, or it is noise
 GAP = 9  # pixels: what cannot be told within an area that moves moves with it, where it is no wider
 STEPS = 2  # of Lucas-Kanade
+FLAT = 1.0  # squared levels per pixel: below this gradient a place does not know how it moves
 MOST_PAIRS = 32  # at a time, to bound the memory
 
 
@@ -74,6 +75,18 @@ def smooth(picture: Tensor, side: int = WINDOW) -> Tensor:
     return F.avg_pool2d(rows, (side, 1), 1, (side // 2, 0), count_include_pad=False)
 
 
+def block_difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
+    """How much blocks differ under a flow, mean levels, `n 1 h w`."""
+    return smooth((first - warp(second, flow)).abs().mean(1, keepdim=True))
+
+
+def closed(mask: Tensor) -> Tensor:
+    """A mask, bool `n 1 h w`, with gaps and holes of less than `GAP` pixels closed: the inside of a plain thing shows
+    no motion, and moves with its edge."""
+    grown = F.max_pool2d(F.pad(mask.float(), (GAP // 2 * 2,) * 4), GAP, 1)
+    return F.max_pool2d(-grown, GAP, 1) < 0
+
+
 def _flow(first: Tensor, second: Tensor) -> Tensor:
     levels = [(first, second)]
     while min(levels[-1][0].shape[-2:]) >= 2 * COARSEST:
@@ -81,19 +94,12 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
     flow = _search(*levels[-1], torch.zeros_like(levels[-1][0][:, :2]), SEARCH)
     for fine in levels[-2::-1]:
         height, width = fine[0].shape[-2:]
-        flow = 2 * F.pad(
-            flow.repeat_interleave(2, -1).repeat_interleave(2, -2), (0, width % 2, 0, height % 2), "replicate"
-        )
+        larger = flow.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        flow = 2 * F.pad(larger, (0, width % 2, 0, height % 2), "replicate")
         flow = _search(*fine, flow, 1)
     flow = _refine(first, second, flow)
-    gain = _difference(first, second, torch.zeros_like(flow)) - _difference(first, second, flow)
-    sure = F.max_pool2d((gain > LEAST_GAIN).to(flow), GAP, 1, GAP // 2)
-    return flow * -F.max_pool2d(-sure, GAP, 1, GAP // 2)  # closed: the inside of a plain thing moves with its edge
-
-
-def _difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
-    """How much blocks differ under a flow, mean levels, `n 1 h w`."""
-    return smooth((first - warp(second, flow)).abs().mean(1, keepdim=True))
+    gain = block_difference(first, second, torch.zeros_like(flow)) - block_difference(first, second, flow)
+    return flow * closed(gain > LEAST_GAIN)
 
 
 def _search(first: Tensor, second: Tensor, start: Tensor, reach: int) -> Tensor:
@@ -114,22 +120,25 @@ def _search(first: Tensor, second: Tensor, start: Tensor, reach: int) -> Tensor:
 
 
 def _refine(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
-    """Gauss-Newton steps of at most half a pixel on the squared difference of blocks, kept where they help."""
+    """Gauss-Newton steps of at most a pixel on the squared difference of blocks, kept where they help.
+
+    Neighbours may have been matched by different whole displacements, so each pixel of a block says what it knows of
+    the flow itself, g . f = g . f(its own) - difference, and not of a step from the flow in the middle.
+    """
     for _ in range(STEPS):
         warped = warp(second, flow)
         middle = F.pad((first + warped) / 2, (1, 1, 1, 1), "replicate")
-        gx, gy = (
-            (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2,
-            (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2,
+        x = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2
+        y = (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2
+        known = x * flow[:, :1] + y * flow[:, 1:] - (warped - first)
+        xx, xy, yy, xk, yk = (
+            smooth((a * b).mean(1, keepdim=True)) for a, b in ((x, x), (x, y), (y, y), (x, known), (y, known))
         )
-        gt = warped - first
-        xx, xy, yy, xt, yt = (
-            smooth((a * b).mean(1, keepdim=True)) for a, b in ((gx, gx), (gx, gy), (gy, gy), (gx, gt), (gy, gt))
-        )
-        xx, yy = xx + 1.0, yy + 1.0  # levels squared: where there is no gradient, no step
-        determinant = xx * yy - xy * xy
-        step = torch.cat((xy * yt - yy * xt, xy * xt - xx * yt), 1) / determinant
-        moved = flow + step.clamp(-0.5, 0.5)
-        better = _difference(first, second, moved) < _difference(first, second, flow)
+        mean = smooth(flow)
+        xx, yy = xx + FLAT, yy + FLAT
+        xk, yk = xk + FLAT * mean[:, :1], yk + FLAT * mean[:, 1:]
+        best = torch.cat((yy * xk - xy * yk, xx * yk - xy * xk), 1) / (xx * yy - xy * xy)
+        moved = flow + (best - flow).clamp(-1, 1)
+        better = block_difference(first, second, moved) < block_difference(first, second, flow)
         flow = torch.where(better, moved, flow)
     return flow

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from carrara.evaluation.flow import sample, smooth
+from carrara.evaluation.flow import WINDOW, sample, smooth
 
 GRID = 2  # pixels between chosen points
 MARGIN = 2  # pixels around what moves that are not surely still
@@ -31,21 +31,23 @@ def follow(forth: Tensor, back: Tensor, moving: Tensor, span: int, still: bool =
     """Tracks over successive spans of `span` steps, of points in what moves, or of points in all else (`still`).
 
     forth, back: flows of the steps, `n 2 h w`, back from n + 1 to n; moving: bool `n h w`, of the frames that steps
-    start from. Points are chosen where most moves (still: where least does). Spans without a point are left out.
+    start from. Points are chosen in a frame in which as much moves as usually in its span (most moves where the flow
+    fails), for what is still where least moves. Spans without a point are left out.
     """
     height, width = forth.shape[-2:]
     area = torch.cat((moving, moving[-1:])).float()[:, None]
     near = torch.maximum(area, torch.cat((area[:1], area[:-1])))  # what a step ends at has moved as well
     near = F.max_pool2d(near, 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0
     near &= near.float().mean((1, 2), keepdim=True) <= MOST_NEAR
-    inner = -F.max_pool2d(-area, 3, 1, 1)[:, 0] > 0  # the flow spreads a little over the edge of what moves
+    inner = -F.max_pool2d(-area, WINDOW, 1, WINDOW // 2)[:, 0] > 0  # blocks spread motion over the edge of what moves
     places = torch.zeros(height, width, dtype=torch.bool)
     places[GRID // 2 :: GRID, GRID // 2 :: GRID] = True
     found = []
     for first in range(0, len(forth), span):
         last = min(first + span, len(forth))
         amounts = inner[first:last].flatten(1).sum(1)
-        chosen = int(amounts.argmin() if still else amounts.argmax())
+        usual = amounts[amounts > 0].median() if (amounts > 0).any() else amounts.min()
+        chosen = int(amounts.argmin() if still else (amounts - usual).abs().argmin())
         y, x = torch.nonzero((~near[first + chosen] if still else inner[first + chosen]) & places, as_tuple=True)
         if not len(x):
             continue
