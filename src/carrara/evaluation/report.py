@@ -46,14 +46,15 @@ class Table:
         return {"title": self.title, "rows": rows, "note": self.note}
 
     def text(self) -> str:
-        """For a terminal: a line per row."""
-        first = max([len(name) for name, _ in self.rows], default=0)
-        cells = [[cell.text() if cell else "-" for cell in cells] for _, cells in self.rows]
-        wide = [max(map(len, column)) for column in zip(self.columns, *cells)]
-        lines = [self.title, " " * first + "".join(f"  {name:>{w}}" for name, w in zip(self.columns, wide))]
-        for (name, _), texts in zip(self.rows, cells):
-            lines.append(f"{name:<{first}}" + "".join(f"  {text:>{w}}" for text, w in zip(texts, wide)))
-        return "\n".join([*lines, self.note] if self.note else lines)
+        """For a terminal: a line per row, at its end how many values its numbers rest on."""
+        lines = [["", *self.columns, "n"]]
+        for name, cells in self.rows:
+            counts = sorted({cell.count for cell in cells if cell})
+            spread = "-" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+            lines.append([name, *(cell.text() if cell else "-" for cell in cells), spread])
+        wide = [max(map(len, column)) for column in zip(*lines)]
+        shown = ["  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines]
+        return "\n".join([self.title, *shown, *([self.note] if self.note else [])])
 
 
 @dataclass(frozen=True, eq=False)

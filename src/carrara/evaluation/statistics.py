@@ -77,10 +77,12 @@ class Estimate:
         return {name: _digits(bound) for name, bound in bounds.items()} | {"count": self.count}
 
     def text(self) -> str:
-        """As `12.3% [10%, 15%] of 200`, or `0.123 [0.12, 0.13] of 200`."""
+        """As `12% [10, 15]`, or `0.123 [0.12, 0.13]`."""
         if self.share:
-            return f"{self.value:.1%} [{self.low:.0%}, {self.high:.0%}] of {self.count}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] of {self.count}"
+            return f"{self.value:.0%} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        if not math.isfinite(self.low):
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def apart(self, other: Estimate) -> bool:
         """Whether the two intervals do not meet."""

@@ -54,14 +54,19 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class VideoSet:
-    """The videos of a folder in the order of their names. unreadable: name -> why."""
+    """The videos of a folder in the order of their names. unreadable: path below the folder -> why."""
 
     name: str
+    folder: Path
     files: tuple[VideoFile, ...]
     unreadable: Mapping[str, str]
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def called(self, file: VideoFile) -> str:
+        """Its path below the folder."""
+        return str(file.path.relative_to(self.folder))
 
     def __iter__(self) -> Iterator[Read]:
         """Frames uint8 `t h w 3` and their rate, file by file."""
@@ -80,12 +85,13 @@ def find_videos(
 ) -> tuple[VideoSet, list[Picture]]:
     """Read every video in a folder once, and show some; `tell` is called with a line for each that cannot be read.
 
-    Raises ValueError for a folder that is not there, has no videos, or none that can be read.
+    If there is none in the folder itself, those in folders below it are taken. Raises ValueError for a folder that is
+    not there, has no videos, or none that can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'} of videos")
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in EXTENSIONS)
+    paths = _videos(folder.iterdir()) or _videos(folder.rglob("*"))
     if not paths:
         raise ValueError(f"{folder}: no videos in it; expected files like {', '.join(f'*{e}' for e in EXTENSIONS[:4])}")
     files: list[VideoFile] = []
@@ -97,17 +103,23 @@ def find_videos(
                 frames, fps = read(path)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 why = " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
-                unreadable[path.name] = why
+                unreadable[str(path.relative_to(folder))] = why
                 tell(f"{path}: not measured: {why}")
             else:
                 files.append(VideoFile(path, frames.shape[0], frames.shape[1], frames.shape[2], fps))
                 if len(shown) < SHOWN:
-                    said = f"{path.name}: {frames.shape[2]}x{frames.shape[1]} at {fps:g} frames per second"
+                    said = (
+                        f"{path.relative_to(folder)}: {frames.shape[2]}x{frames.shape[1]} at {fps:g} frames per second"
+                    )
                     shown.append(Picture(said, strip(frames)))
             show(number + 1, len(paths))
     if not files:
         raise ValueError(f"{folder}: none of its {len(paths)} videos can be read; {next(iter(unreadable.values()))}")
-    return VideoSet(name, tuple(files), unreadable), shown
+    return VideoSet(name, folder, tuple(files), unreadable), shown
+
+
+def _videos(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and path.suffix.lower() in EXTENSIONS)
 
 
 def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Section:
@@ -121,7 +133,7 @@ def files_section(sets: Sequence[VideoSet], pictures: Sequence[Picture]) -> Sect
     said.append(f"Of each clip at most the first {LONGEST} frames are looked at.")
     data = {
         each.name: {
-            "files": {file.path.name: file.plain() for file in each.files},
+            "files": {each.called(file): file.plain() for file in each.files},
             "unreadable": dict(each.unreadable),
         }
         for each in sets
@@ -160,7 +172,7 @@ def consistency(clips: VideoSet, against: VideoSet | None, progress: bool | None
                     for name, control in CONTROLS.items():
                         found.setdefault(name, []).append(measure(control(frames, number), fps))
                 show(len(found[each.name]), len(each))
-    drawn = {file.path.name: clip for file, clip in islice(zip(clips.files, clips), DRAWN)}
+    drawn = {clips.called(file): clip for file, clip in islice(zip(clips.files, clips), DRAWN)}
     return consistency_report.section(found, drawn, reference.name)
 
 
