@@ -30,6 +30,7 @@ SLOWEST = 0.1  # widths per frame below which an actor does not go anywhere
 LEANS = 0.2  # of the pace, above which a path's slope is a slope and not the beat of a wing
 DUE = 0.6  # of its width past the wall, when an actor that should come out must be seen
 NEARLY = 0.02  # intersection over union behind the best shape, within which another one may be it as well
+RESIZED = 0.2  # logarithm of the ratio of two areas, above which they are not of one actor that does not grow
 WHOLE = 0.95  # of the area of an actor that is clear of the wall, above which it is not hidden yet
 PARTLY = 0.35  # weight of a place that is known by one edge only
 FEWEST = 3  # frames that a path is fitted to
@@ -211,8 +212,11 @@ def judged(found: Crossing, stage: Stage, alpha: NDArray[np.float32], out: Life,
     """The crossing with what came out compared with what went in."""
     before, path = found.before, found.path
     full = clear_area(found.bodies[0])
-    whole = bool(clear(out.bodies, full).any())
     after = read_side(stage, alpha, out.bodies, fps, full)
+    shape: bool | None = None
+    if before.kind is not None and (whole := clear(out.bodies, full)).any():
+        areas = clear_size(found.bodies[0], clear(found.bodies[0]), before), clear_size(out.bodies, whole, after)
+        shape = after.kind is not None and alike(before, after, areas)
     seen = located(out.bodies, after, sign, full, path.width)
     expected = np.array([path.at(frame) for frame in seen[:, 0]])
     ahead = float(np.median(seen[:, 1] - expected[:, 0])) * sign
@@ -222,7 +226,7 @@ def judged(found: Crossing, stage: Stage, alpha: NDArray[np.float32], out: Life,
         after=after,
         emerges=True,
         same_colour=None if before.colour is None else before.colour == after.colour,
-        same_shape=None if before.kind is None or not whole else after.kind is not None and alike(before, after),
+        same_shape=shape,
         off_path=None if aside is None else abs(aside) / path.width,
         delay=-ahead / abs(path.pace),
         off_time=abs(ahead) / path.width,
@@ -230,11 +234,12 @@ def judged(found: Crossing, stage: Stage, alpha: NDArray[np.float32], out: Life,
     )
 
 
-def alike(before: ActorReading, after: ActorReading) -> bool:
-    """Whether one shape may be what both sides show: it fits each of them as well as the best, or nearly."""
+def alike(before: ActorReading, after: ActorReading, areas: tuple[float, float]) -> bool:
+    """Whether one shape of one size may be what both sides show: it fits each of them as well as the best, or nearly,
+    and they are equally large. areas: of both, where they are clear."""
     best = max(after.shapes.values()), max(before.shapes.values())
     behind = [max(best[0] - after.shapes[name], best[1] - before.shapes[name]) for name in after.shapes]
-    return min(behind) < NEARLY
+    return min(behind) < NEARLY and abs(math.log(areas[1] / areas[0])) < RESIZED
 
 
 def read_side(
@@ -262,6 +267,11 @@ def clear(bodies: tuple[Body, ...], full: float | None = None) -> NDArray[np.boo
 def clear_area(bodies: tuple[Body, ...]) -> float:
     """An actor's area where it is clear."""
     return float(np.median([body.area for body, good in zip(bodies, clear(bodies)) if good]))
+
+
+def clear_size(bodies: tuple[Body, ...], whole: NDArray[np.bool_], actor: ActorReading) -> float:
+    """The area of an actor's outline where it is clear, square world units."""
+    return float(np.median(actor.area[[body.frame for body, good in zip(bodies, whole) if good]]))
 
 
 def actor_width(bodies: tuple[Body, ...], actor: ActorReading) -> float:

@@ -19,7 +19,7 @@ from carrara.data.pond.motions import PACE, rest_height
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import LAYOUTS
 from carrara.data.pond.shapes import outline
-from carrara.data.pond.simulate import simulate
+from carrara.data.pond.simulate import HIDDEN, simulate
 from carrara.data.pond.validity import is_held_out, table_reason
 from carrara.data.pond.world import ACTORS, BACKGROUNDS, COLOURS, WALL_TOP, Actor, Scene
 
@@ -60,7 +60,7 @@ def crossing_scene(seed: int, occlusion: float, split: str = "train", frames: in
             continue
         slowest = 4 * wide / (frames - 1 - 2 * WHOLE - occlusion)
         step = rng.uniform(slowest, step)
-        width = 2 * wide + occlusion * step
+        width = 2 * wide + occlusion * step + 2e-4  # places are rounded
         ground = rest_height(actor)
         y = ground if kind == "car" or rng.random() < 0.5 else rng.uniform(highest(actor), ground)
         start = min(EDGE - wide, step * (frames - 1) / 2 + rng.uniform(-0.3, 0.3) * step)
@@ -112,7 +112,7 @@ def crossing_twins(crossed: Crossed, seed: int, shape: VideoShape, fps: float = 
     Raises ValueError for a crossing whose actor no frame hides wholly: there nothing can be exchanged unseen.
     """
     scene = crossed.scene
-    hidden = np.flatnonzero(simulate(scene, shape.frames, fps, shape.width / shape.height).visible[0] <= 0)
+    hidden = np.flatnonzero(simulate(scene, shape.frames, fps, shape.width / shape.height).visible[0] <= HIDDEN)
     if not len(hidden):
         raise ValueError("no frame hides the actor wholly; choose an occlusion of one frame or more")
     rng = random.Random(seed)

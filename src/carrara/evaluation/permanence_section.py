@@ -37,10 +37,10 @@ ABOUT = f"""\
 Does what goes behind a wall come out again, as the same one, where and when it should? The prompts ask for one small \
 actor that passes behind a wall. Wall and actor are read from the pixels; the path is the straight line through the \
 actor's places before the wall, and says when it is wholly hidden, and when and where it is due. "emerges": something \
-comes out on the far side; "same colour", "same shape": as what went in; "in place": at most {PLACE} of its width off \
-the extrapolated path; "in time": at most {TIME:g} frames early or late. "nothing comes or goes": something moves, and \
-at no moment does anything appear or vanish where neither a wall, nor the frame's edge, nor another actor could have \
-hidden it. "permanent": all of it.
+comes out on the far side; "same colour", "same shape": as what went in, and as large; "in place": at most {PLACE} of \
+its width off the extrapolated path; "in time": at most {TIME:g} frames early or late. "nothing comes or goes": \
+something moves, and at no moment does anything appear or vanish where neither a wall, nor the frame's edge, nor \
+another actor could have hidden it. "permanent": all of it.
 
 In the first table a clip that shows no crossing counts as wrong in everything but the last but one; so a clip that \
 stands still scores nothing, though nothing in it could be lost. The other tables are about the crossings that are \
