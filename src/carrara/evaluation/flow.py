@@ -71,8 +71,7 @@ def grid_like(flow: Tensor) -> Tensor:
 
 def smooth(picture: Tensor, side: int = WINDOW) -> Tensor:
     """The mean over a square around every pixel; at the border over the part that exists."""
-    rows = F.avg_pool2d(picture, (1, side), 1, (0, side // 2), count_include_pad=False)
-    return F.avg_pool2d(rows, (side, 1), 1, (side // 2, 0), count_include_pad=False)
+    return _row_means(_row_means(picture, side).mT, side).mT.contiguous()
 
 
 def block_difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
@@ -83,8 +82,24 @@ def block_difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
 def closed(mask: Tensor) -> Tensor:
     """A mask, bool `n 1 h w`, with gaps and holes of less than `GAP` pixels closed: the inside of a plain thing shows
     no motion, and moves with its edge."""
-    grown = F.max_pool2d(F.pad(mask.float(), (GAP // 2 * 2,) * 4), GAP, 1)
-    return F.max_pool2d(-grown, GAP, 1) < 0
+    grown = F.pad(mask.float(), (GAP // 2 * 2,) * 4)
+    for window in ((GAP, 1), (1, GAP)):
+        grown = F.max_pool2d(grown, window, 1)
+    shrunk = -grown
+    for window in ((GAP, 1), (1, GAP)):
+        shrunk = F.max_pool2d(shrunk, window, 1)
+    return shrunk < 0
+
+
+def _row_means(picture: Tensor, side: int) -> Tensor:
+    """Sums of shifted copies: several times as fast as pooling on a CPU."""
+    reach, width = side // 2, picture.shape[-1]
+    padded = F.pad(picture, (reach, reach))
+    total = padded[..., :width].clone()
+    for shift in range(1, side):
+        total += padded[..., shift : shift + width]
+    at = torch.arange(width)
+    return total / (at.clamp(max=reach) + at.flip(0).clamp(max=reach) + 1)
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
