@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from carrara.core.config import nearest
 from carrara.core.types import Keyframes, LatentShape, TextStates
 from carrara.nn.attention import Attention
-from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype, modulated_norm
+from carrara.nn.fused import gated_sum, modulated_norm
+from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype
 from carrara.nn.positions import axis_widths, grid_positions, rotations
 
 # Our settings and theirs in the config.json of diffusers' WanTransformer3DModel, and what we expect of the others.
@@ -133,16 +134,16 @@ class Block(nn.Module):
         dtype, groups = compute_dtype(self.self_attention.q.weight), x.shape[1]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = levels.spread(self.modulation)
 
-        h = modulated_norm(x, shift, scale, self.eps).to(dtype)
+        h = modulated_norm(x, shift, scale, self.eps, dtype)
         h = self.self_attention(h.flatten(1, 2), turns).unflatten(1, (groups, -1))
-        x = torch.addcmul(x, h.float(), gate)
+        x = gated_sum(x, h, gate)
 
         norm = self.cross_norm
         h = nn.functional.layer_norm(x, x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
-        x = x + self.cross_attention(h.flatten(1, 2), keys=keys, bias=bias).unflatten(1, (groups, -1))
+        x = gated_sum(x, self.cross_attention(h.flatten(1, 2), keys=keys, bias=bias).unflatten(1, (groups, -1)))
 
-        h = self.mlp(modulated_norm(x, mlp_shift, mlp_scale, self.eps).to(dtype))
-        return torch.addcmul(x, h.float(), mlp_gate)
+        h = self.mlp(modulated_norm(x, mlp_shift, mlp_scale, self.eps, dtype))
+        return gated_sum(x, h, mlp_gate)
 
 
 class DiT(nn.Module):
@@ -194,9 +195,9 @@ class DiT(nn.Module):
                 tokens = block(tokens, levels, turns, read, keys.bias)
 
         shift, scale = embedded.spread(self.head_modulation)
-        tokens = modulated_norm(tokens, shift, scale, self.config.eps).reshape(shape)[:, :frames]
+        tokens = modulated_norm(tokens, shift, scale, self.config.eps, compute_dtype(self.head.weight))
         pf, ph, pw = self.config.patch
-        flow = self.head(tokens.to(compute_dtype(self.head.weight))).to(x.dtype)
+        flow = self.head(tokens.reshape(shape)[:, :frames]).to(x.dtype)
         return rearrange(flow, "b f (h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)", h=rows, pf=pf, ph=ph, pw=pw)
 
     def read_text(self, text: TextStates) -> TextKeys:

@@ -6,30 +6,26 @@ carry a bias, so that r equal keys are one key with bias log r: softmax counts e
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from carrara.nn.layers import compute_dtype
-from carrara.nn.positions import rotate
+from carrara.nn import fused
+from carrara.nn.layers import Linear, compute_dtype
 
 SHORT = 2048
 """On CPUs, up to this many keys, two plain products beat the streaming kernel (80: 3 times; 1280: 1.2 times)."""
 
 
-def weigh(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(c) + bias), `b h n m`, for `b h n c` queries and `b h m c` keys; bias `b 1 1 m`."""
-    scores = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
-    return torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(c) + bias) v for `b h n c` queries and `b h m c` keys and values; bias `b 1 1 m`."""
+    """softmax(q k' + bias) v for `b h n c` queries and `b h m c` keys and values; bias `b 1 1 m`.
+
+    Queries carry the factor 1 / sqrt(c).
+    """
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
-        return weigh(q, k, bias) @ v
+        return fused.attend(q, k, v, bias)
     mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[-2], -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
 class Attention(nn.Module):
@@ -38,7 +34,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.heads, self.eps = heads, eps
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q = nn.RMSNorm(dim, eps)
         self.norm_k = nn.RMSNorm(dim, eps)
 
@@ -55,7 +51,7 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
     ) -> Tensor:
         """`b n d` -> `b n d`. turns: rotary turns of the tokens; keys: from `read`, else x attends to itself."""
-        q = self._heads(self.q(x), self.norm_q, turns)
+        q = self._queries(x, turns)
         k, v = self.read(x, turns) if keys is None else keys
         return self.o(rearrange(attend(q, k, v, bias), "b h n c -> b n (h c)"))
 
@@ -66,13 +62,16 @@ class Attention(nn.Module):
         whoever wants to see computes the weights again from the same x.
         """
         if queries is None:
-            q = self._heads(self.q(x), self.norm_q, turns)
+            q = self._queries(x, turns)
         else:
-            q = self._heads(self.q(x[:, queries]), self.norm_q, turns if turns is None else turns[:, queries])
-        return weigh(q, self._heads(self.k(x), self.norm_k, turns))
+            q = self._queries(x[:, queries], turns if turns is None else turns[:, queries])
+        return fused.shares(q, self._heads(self.k(x), self.norm_k, turns))
 
-    def _heads(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None) -> Tensor:
+    def _queries(self, x: Tensor, turns: Tensor | None) -> Tensor:
+        """They carry the factor 1 / sqrt(c) of the scores."""
+        return self._heads(self.q(x), self.norm_q, turns, (x.shape[-1] // self.heads) ** -0.5)
+
+    def _heads(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None, factor: float = 1.0) -> Tensor:
         """Normalise (in float32), turn, and split into heads in the type that matrices run in."""
-        dtype = compute_dtype(self.q.weight)
-        x = F.rms_norm(x.float(), x.shape[-1:], norm.weight.float(), self.eps).unflatten(-1, (self.heads, -1))
-        return rearrange(rotate(x, turns) if turns is not None else x, "b n h c -> b h n c").to(dtype)
+        weight = norm.weight.to(fused.wide(norm.weight.dtype)) * factor
+        return fused.normed_heads(x, weight, turns, self.heads, self.eps, compute_dtype(self.q.weight))

@@ -1,0 +1,161 @@
+"""Laws of the written-out derivatives: each chain equals its plain formula, and its gradient the finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carrara.nn import fused
+from carrara.nn.layers import Linear
+from carrara.nn.positions import grid_positions, rotate, rotations
+
+EPS = 1e-6
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def turns(n: int, width: int) -> Tensor:
+    return rotations(grid_positions(torch.arange(float(n))[None], 1, 1), width).double()
+
+
+def plain_heads(x: Tensor, weight: Tensor, turned: bool) -> Tensor:
+    normed = (x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight).unflatten(-1, (2, -1))
+    if turned:
+        (real, imaginary), (cos, sin) = (
+            normed.unflatten(-1, (-1, 2)).unbind(-1),
+            turns(3, 6)[..., None, :, :].unbind(-1),
+        )
+        normed = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1).flatten(-2)
+    return normed.transpose(1, 2)
+
+
+def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    scores = torch.einsum("bhnc,bhmc->bhnm", q, k)
+    return torch.einsum("bhnm,bhmc->bhnc", (scores if bias is None else scores + bias).softmax(-1), v)
+
+
+BIAS = torch.tensor([0, -torch.inf, 0.7, 0]).double().view(1, 1, 1, 4)
+
+# name: (the chain, its plain formula, shapes of the inputs)
+CHAINS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "gelu": (fused.gelu, lambda x: F.gelu(x, approximate="tanh"), [(3, 7)]),
+    "norm, a level per clip": (
+        lambda x, shift, scale: fused.modulated_norm(x, shift, scale, EPS, x.dtype),
+        lambda x, shift, scale: F.layer_norm(x, (6,), eps=EPS) * (1 + scale) + shift,
+        [(2, 1, 3, 6), (2, 1, 1, 6), (2, 1, 1, 6)],
+    ),
+    "norm, a level per token": (
+        lambda x, shift, scale: fused.modulated_norm(x, shift, scale, EPS, x.dtype),
+        lambda x, shift, scale: F.layer_norm(x, (6,), eps=EPS) * (1 + scale) + shift,
+        [(2, 3, 1, 6), (2, 3, 1, 6), (2, 3, 1, 6)],
+    ),
+    "gated sum": (fused.gated_sum, lambda x, h, gate: x + gate * h, [(2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 1, 4)]),
+    "sum": (fused.gated_sum, lambda x, h: x + h, [(2, 3), (2, 3)]),
+    "heads": (
+        lambda x, weight: fused.normed_heads(x, weight, None, 2, EPS, x.dtype),
+        lambda x, weight: plain_heads(x, weight, False),
+        [(2, 3, 12), (12,)],
+    ),
+    "turned heads": (
+        lambda x, weight: fused.normed_heads(x, weight, turns(3, 6), 2, EPS, x.dtype),
+        lambda x, weight: plain_heads(x, weight, True),
+        [(2, 3, 12), (12,)],
+    ),
+    "attention": (fused.attend, plain_attend, [(2, 2, 3, 5), (2, 2, 4, 5), (2, 2, 4, 5)]),
+    "attention with a bias": (
+        lambda q, k, v: fused.attend(q, k, v, BIAS),
+        lambda q, k, v: plain_attend(q, k, v, BIAS),
+        [(2, 2, 3, 5), (2, 2, 4, 5), (2, 2, 4, 5)],
+    ),
+}
+every_chain = pytest.mark.parametrize("name", CHAINS)
+
+
+def inputs(name: str) -> list[Tensor]:
+    return [draw(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(CHAINS[name][2])]
+
+
+@every_chain
+def test_a_chain_is_its_formula_and_leaves_its_inputs_alone(name):
+    chain, plain, _ = CHAINS[name]
+    given = inputs(name)
+    before = [x.detach().clone() for x in given]
+    made = chain(*given)
+    torch.testing.assert_close(made, plain(*given), rtol=1e-12, atol=1e-12)
+    made.square().sum().backward()
+    assert all(torch.equal(x, past) for x, past in zip(given, before))
+    with torch.no_grad():
+        assert torch.equal(chain(*given), made)
+
+
+@every_chain
+def test_the_gradient_of_a_chain_is_its_finite_difference(name):
+    assert torch.autograd.gradcheck(CHAINS[name][0], inputs(name))
+
+
+@every_chain
+def test_in_bfloat16_results_and_gradients_are_within_its_rounding(name):
+    """All inputs are rounded alike; what is compared is what the chain adds to that."""
+    chain, plain, _ = CHAINS[name]
+    rounded = [x.detach().bfloat16() for x in inputs(name)]
+    results = []
+    for function, dtype in ((chain, torch.bfloat16), (plain, torch.float64)):
+        given = [x.to(dtype).requires_grad_() for x in rounded]
+        made = function(*given)
+        assert made.dtype == dtype
+        gradients = torch.autograd.grad(made, given, torch.ones_like(made))
+        results.append([made, *gradients])
+    for made, exact in zip(*results):
+        assert (made.double() - exact).norm() <= 0.01 * exact.norm() + 0.01, name
+
+
+def test_gelu_is_the_same_across_the_borders_of_its_chunks(monkeypatch):
+    x = draw(50).requires_grad_()
+    whole = fused.gelu(x)
+    monkeypatch.setattr(fused, "CHUNK", 7)
+    parts = fused.gelu(x)
+    torch.testing.assert_close(parts, whole, rtol=1e-14, atol=1e-14)
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (whole, parts)]
+    torch.testing.assert_close(*slopes, rtol=1e-14, atol=1e-14)
+
+
+def test_gelu_of_far_values_is_finite():
+    x = torch.tensor([-1e4, -30, 0, 30, 1e4], requires_grad=True)
+    y = fused.gelu(x)
+    y.sum().backward()
+    assert y.tolist() == [0, 0, 0, 30, 1e4]
+    assert x.grad.tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_the_plain_formulas_are_those_of_compiled_networks(monkeypatch):
+    monkeypatch.setattr(fused, "_by_hand", lambda x: False)
+    for name, (chain, plain, _) in CHAINS.items():
+        given = inputs(name)
+        torch.testing.assert_close(chain(*given), plain(*given), rtol=1e-6, atol=1e-6)
+
+
+def test_rotated_in_place_is_rotated():
+    x = draw(2, 3, 12).float()
+    made = fused.normed_heads(x, torch.ones(12), turns(3, 6), 2, EPS, x.dtype)
+    normed = F.rms_norm(x, (12,), eps=EPS).unflatten(-1, (2, -1))
+    torch.testing.assert_close(made, rotate(normed, turns(3, 6).float()).transpose(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 3, 5, 8)])
+def test_a_linear_layer_in_bfloat16_is_the_product_it_says(shape):
+    layer, x = Linear(8, 12), draw(*shape).float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(x)
+    assert made.dtype == torch.bfloat16
+    exact = F.linear(x, layer.weight, layer.bias)
+    assert (made - exact).norm() <= 0.01 * exact.norm()
+    given = (x, layer.weight, layer.bias)
+    for found, true in zip(torch.autograd.grad(made.sum(), given), torch.autograd.grad(exact.sum(), given)):
+        assert found.dtype == torch.float32
+        assert (found - true).norm() <= 0.01 * true.norm()
