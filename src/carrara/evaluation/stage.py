@@ -34,7 +34,9 @@ RARE = 1e-4  # share above which it is at least possible
 EXPLAINED = 0.5  # share of a clip's pixels that its background must explain to be named
 WALL = 0.05  # of the frame's shorter side squared, above which brick-coloured pixels are a wall (the pond's: 0.09)
 RIM = 2  # pixels of a wall's edge that are blended with what is beside it
-CHANGE = 0.7  # of the still camera's frame-to-frame change, below which another camera is believed
+CHANGE = 0.75  # of the still camera's frame-to-frame change, below which another camera is believed
+SCENERY = 0.8  # of the pixels, those that change least: what actors cannot cover
+FAINT = 0.1  # levels of change that are nothing
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,15 @@ def stabilise(
 
 
 def change(canvas: NDArray[np.uint8], valid: NDArray[np.bool_]) -> float:
-    """How much pixels move away from where they were at the start, robustly: a mean of capped differences in 0-255."""
+    """How much the scenery moves away from where it was at the start: the mean difference in 0-255 of the pixels that
+    change least, whatever actors do in the others."""
     step = max(1, len(canvas) // 4)
     early, late = canvas[:-step:step].astype(np.float32), canvas[step::step].astype(np.float32)
     both = valid[:-step:step] & valid[step::step]
-    return float(np.minimum(np.abs(late - early).max(axis=-1), 24)[both].mean()) if both.any() else math.inf
+    if not both.any(axis=(1, 2)).all():
+        return math.inf
+    changed = [np.sort(pixels[seen]) for pixels, seen in zip(np.abs(late - early).max(axis=-1), both)]
+    return float(np.mean([pixels[: max(1, int(SCENERY * len(pixels)))].mean() for pixels in changed]))
 
 
 def read_camera(frames: NDArray[np.uint8], fps: float) -> str:
@@ -149,7 +155,7 @@ def read_camera(frames: NDArray[np.uint8], fps: float) -> str:
     times = np.arange(len(frames)) / fps
     found = {name: change(*stabilise(small, camera_path(name, times))[:2]) for name in CAMERAS}
     best = min(found, key=lambda name: found[name])
-    return best if found[best] < CHANGE * found["still"] else "still"
+    return best if found[best] + FAINT < CHANGE * (found["still"] + FAINT) else "still"
 
 
 def loose_pixels(
