@@ -203,9 +203,10 @@ def initialise(module: nn.Module, generator: Generator) -> None:
     """Start values for training from scratch, in place.
 
     Convolutions keep the variance of what they read, and those in space and time begin in space alone: the taps on
-    the past are zero, so what was learned on single frames is not disturbed by the first clips. Residual branches begin at zero (blocks, attention) or small (a
-    level with a shortcut around it). A step in time begins as the mean of the two newest frames on the way down and
-    as a copy on the way up, so that the first frame, which takes no such step, and the others agree from the start.
+    the past are zero, so what was learned on single frames is not disturbed by the first clips. Residual branches
+    begin at zero (blocks, attention) or small (a level with a shortcut around it). A step in time begins as the mean of
+    the two newest frames on the way down and as a copy on the way up, so that the first frame, which takes no such
+    step, and the others agree from the start.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Conv3d):
