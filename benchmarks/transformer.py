@@ -23,6 +23,7 @@ from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.recipes.pond_data import Captioning, latent_source
 from carrara.training.config import TrainConfig
 from carrara.training.optim import Average, Optimizers, block_matrices, trainable
+from carrara.training.process import keep_freed_memory
 
 CONFIG = DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024, in_channels=16, out_channels=16, text_dim=192)
 LATENTS, WORDS = (16, 5, 8, 8), 16
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the slowest operators")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

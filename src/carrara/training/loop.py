@@ -26,7 +26,7 @@ from carrara.training.checkpoint import TrainState, checkpoints, load_checkpoint
 from carrara.training.config import FREE, TrainConfig
 from carrara.training.metrics import MetricsFile, Progress, Window, clock_time, sample_count, save_picture
 from carrara.training.optim import Average, Optimizers, block_matrices, ema_decay, trainable
-from carrara.training.process import Ahead, random_state_kept, stop_requests, thread_count
+from carrara.training.process import Ahead, keep_freed_memory, random_state_kept, stop_requests, thread_count
 from carrara.training.schedule import decay_due, rate, seconds_left
 
 __all__ = ["Stopped", "TrainConfig", "load_ema", "train"]
@@ -54,6 +54,7 @@ def train(
     for a checkpoint of other settings or a damaged one, Stopped after Ctrl-C or SIGTERM, FloatingPointError after
     `config.max_skips` steps in a row that were not finite.
     """
+    keep_freed_memory()
     with thread_count(config.threads), random_state_kept(), stop_requests() as stop:
         run = _Run(phase, config, folder, settings or {}, Progress(out), clock)
         try:

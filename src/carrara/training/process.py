@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -55,6 +57,18 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in past.items():
             signal.signal(number, handler)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, for the rest of the process.
+
+    Otherwise blocks of this size go back to the system and return page by page, zeroed: 5% of a step on two cores.
+    Nothing happens where the library is not glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # numbers from malloc.h
+        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager
