@@ -11,7 +11,8 @@ from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import ACTORS, COLOURS, MOTIONS, Actor, Scene
 from carrara.evaluation.motion_net import HEADS, ORDERS, MotionNet, MotionNetConfig, load_motion_net
 from carrara.recipes import RECIPES
-from carrara.recipes.motion_features import MOST_NOISE, SPEED, MotionPhase, MotionRecipe, errors, label, view
+from carrara.recipes.motion_data import CELL, MOST_NOISE, SPEED, arranged, cells, label
+from carrara.recipes.motion_features import MotionPhase, MotionRecipe, errors
 from carrara.training.config import TrainConfig
 
 
@@ -19,7 +20,7 @@ def tiny() -> MotionRecipe:
     steps = TrainConfig(steps=2, warmup=1, optimizer="muon", precision="float32", log_every=1, validate_every=1)
     return replace(
         RECIPES["motion-features"](),
-        model=MotionNetConfig((6, 8), (0, 1), 12),
+        model=MotionNetConfig((6, 8, 8), (0, 1, 0), 12),
         train=steps,
         scenes=2,
         validation=3,
@@ -72,17 +73,44 @@ def test_velocity_follows_the_order_of_frames(order, sign):
 
 def test_views_are_what_their_labels_say():
     clip = torch.randint(256, (7, 16, 16, 3), generator=Generator().manual_seed(0), dtype=torch.uint8)
-    assert view(clip, "forward", 0.0, 0.0, Generator()).equal(clip)
-    assert view(clip, "frozen", 0.0, 0.0, Generator()).equal(clip[:1].expand_as(clip))
-    assert view(clip, "reversed", 0.0, 0.0, Generator()).equal(clip.flip(0))
+    assert arranged(clip, "forward", Generator()).equal(clip)
+    assert arranged(clip, "frozen", Generator()).equal(clip[:1].expand_as(clip))
+    assert arranged(clip, "reversed", Generator()).equal(clip.flip(0))
+
+
+def test_cells_name_the_actor_that_covers_most_of_them():
+    scene = Scene("sky", (Actor("ball", "red", motion="spins"), Actor("frog", "blue", motion="spins")))
+    mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    mask[0, :CELL, :CELL] = 1
+    mask[0, :3, :CELL] = 2  # three of eight rows: less than the ball has
+    mask[0, CELL : CELL + 1, :CELL] = 1  # an eighth: not enough to be there
+    mask[0, :2, 2 * CELL : 3 * CELL] = 2
+    shapes, colours = cells(scene, mask)
+    assert shapes.shape == colours.shape == (1, 8, 8)
+    assert (shapes[0, 0, 0], colours[0, 0, 0]) == (1 + ACTORS.index("ball"), 1 + tuple(COLOURS).index("red"))
+    assert (shapes[0, 0, 2], colours[0, 0, 2]) == (1 + ACTORS.index("frog"), 1 + tuple(COLOURS).index("blue"))
+    assert shapes.count_nonzero() == 2
+
+
+def test_cells_follow_the_order_of_frames():
+    recipe = replace(tiny(), views=6)
+    for step in range(2):
+        batch = recipe.batch(step)
+        there = batch.shapes > 0
+        for order, shown in zip(batch.labels["order"], there):
+            if ORDERS[order] == "frozen":
+                assert shown.equal(shown[:1].expand_as(shown))
+        assert (batch.colours > 0).equal(there)
+        assert there.any()
 
 
 def test_what_damage_made_meaningless_is_not_asked():
     net = MotionNet(tiny().model)
     net.initialise(Generator().manual_seed(0))
     batch = tiny().batch(1)
-    labels = {**batch.labels, "moves": torch.zeros(4, dtype=torch.bool), "goes": torch.zeros(4, dtype=torch.bool)}
-    answers = net.answers(batch.video.float() / 127.5 - 1)
+    never = torch.zeros(len(batch.video), dtype=torch.bool)
+    labels = {**batch.labels, "moves": never, "goes": never}
+    answers = net.answers(net.maps(batch.video.float() / 127.5 - 1))
     assert set(answers) == set(HEADS)
     found = errors(answers, labels)
     assert found["motion"] == found["velocity"] == found["camera"] == 0
@@ -94,7 +122,7 @@ def test_the_loss_falls_on_one_batch():
     net = MotionNet(recipe.model)
     net.initialise(Generator().manual_seed(0))
     phase, batch = MotionPhase(net, recipe), recipe.batch(0)
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(phase.module.parameters(), 1e-2)
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
@@ -110,3 +138,5 @@ def test_wrong_numbers_are_refused():
         replace(tiny(), frames=4)
     with pytest.raises(ValueError, match="scenes=0"):
         replace(tiny(), scenes=0)
+    with pytest.raises(ValueError, match="half as many frames"):
+        replace(tiny(), model=MotionNetConfig((8, 8), (1, 1)))

@@ -9,7 +9,7 @@ every size and rate have features; larger detail and faster motion are invisible
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -119,8 +119,8 @@ class MotionNet(nn.Module):
             blocks = (Block(after) for _ in range(self.config.blocks[at]))
             stages.append(nn.Sequential(Reduction(before, after, 2 if at == last else 1), *blocks))
         self.stages = nn.Sequential(*stages)
-        self.norm = Norm(channels[-1])
-        self.embed = nn.Linear(2 * channels[-1], self.config.features)
+        self.norms = nn.ModuleList(Norm(width) for width in channels)
+        self.embed = nn.Linear(2 * sum(channels), self.config.features)
         self.heads = nn.ModuleDict({name: nn.Linear(self.config.features, size) for name, size in HEADS.items()})
         self.mean: Tensor
         self.std: Tensor
@@ -138,20 +138,28 @@ class MotionNet(nn.Module):
                 elif name.endswith("bias"):
                     parameter.zero_()
 
-    def embedding(self, x: Tensor) -> Tensor:
-        """Clips `b t 64 64 3` in [-1, 1] to features `b d` as the heads read them."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Clips `b t 64 64 3` in [-1, 1] to what every resolution holds, `b t h w c` each, normalised."""
         change = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:] - x[:, :-1]], dim=1)
-        x = self.norm(self.stages(along_space(self.stem, torch.cat([x, 2 * change], dim=-1))))
-        x = rearrange(x, "b t h w c -> b (t h w) c")
-        return self.embed(torch.cat([x.mean(1), x.amax(1)], dim=-1))
+        x = silu(along_space(self.stem, torch.cat([x, 2 * change], dim=-1)))
+        found = []
+        for stage, norm in zip(self.stages, self.norms):
+            x = stage(x)
+            found.append(norm(x))
+        return found
 
-    def answers(self, x: Tensor) -> dict[str, Tensor]:
-        """What the clips `b t 64 64 3` show, one `b n` of logits or values for each of HEADS."""
-        features = self.embedding(x)
+    def embedding(self, maps: Sequence[Tensor]) -> Tensor:
+        """Features `b d` as the heads read them: mean and maximum over places and times, of every resolution."""
+        pooled = [pool for x in maps for pool in (x.mean((1, 2, 3)), x.amax((1, 2, 3)))]
+        return self.embed(torch.cat(pooled, dim=-1))
+
+    def answers(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the clips show, one `b n` of logits or values for each of HEADS."""
+        features = self.embedding(maps)
         return {name: head(features) for name, head in self.heads.items()}
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.embedding(x) - self.mean) / self.std
+        return (self.embedding(self.maps(x)) - self.mean) / self.std
 
     def standardise_by(self, embeddings: Tensor) -> None:
         """From now on give features in units of these clips' deviation, from their mean; `n d`."""
