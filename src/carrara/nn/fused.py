@@ -2,7 +2,8 @@
 
 Not standard: every chain works in place on one wide copy (float32; float64 for float64 inputs), keeps its inputs
 rather than what lies between, and has its derivative written out. On a CPU such passes are bound by memory, and took
-half of a training step. Elsewhere, and when compiled, the plain formulas run.
+half of a training step. The plain formulas run elsewhere, when compiled, and without gradients, where there is little
+to keep and a Function's own cost counts.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`... i` -> `... o`. Where it can, oneDNN adds the bias inside its product, 15% faster than before it."""
-    if _by_hand(x) and x.dtype == torch.bfloat16 and _has_onednn():
-        return _Linear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """`... i` -> `... o` in `dtype`. Where it can, oneDNN adds the bias within its product: 15% faster."""
+    if by_hand(x) and dtype == torch.bfloat16 and _has_onednn():
+        return _Linear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    return F.linear(x, weight, bias)  # autocast casts, and remembers what it has cast
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form."""
-    return _Gelu.apply(x) if _by_hand(x) else F.gelu(x, approximate="tanh")
+    return _Gelu.apply(x) if by_hand(x) else F.gelu(x, approximate="tanh")
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -49,21 +50,21 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: t
 
     The result is rounded to `dtype` at the end.
     """
-    if _by_hand(x):
+    if by_hand(x):
         return _ModulatedNorm.apply(x, shift, scale, eps, dtype)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale).to(dtype)
 
 
 def gated_sum(x: Tensor, h: Tensor, gate: Tensor | None = None) -> Tensor:
     """x + gate h in the type of x; the gate broadcasts, and is 1 if None."""
-    if _by_hand(x):
+    if by_hand(x):
         return _GatedSum.apply(x, h, gate)
     return x + h if gate is None else torch.addcmul(x, h.to(x.dtype), gate)
 
 
 def normed_heads(x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype) -> Tensor:
     """`b n (h c)` to `b h n c`: RMS norm over all heads together, rotary turns `(b or 1, n, c / 2, 2)`, split."""
-    if _by_hand(x):
+    if by_hand(x):
         return _NormedHeads.apply(x, weight, turns, heads, eps, dtype)
     normed = F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).unflatten(-1, (heads, -1))
     return rearrange(normed if turns is None else rotate(normed, turns), "b n h c -> b h n c").to(dtype)
@@ -71,7 +72,9 @@ def normed_heads(x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, ep
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """`shares` times the values `b h m c`."""
-    return _Attend.apply(q, k, v, bias)
+    if by_hand(q):
+        return _Attend.apply(q, k, v, bias)
+    return shares(q, k, bias).to(q.dtype) @ v
 
 
 def shares(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,8 +83,9 @@ def shares(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.softmax(scores if bias is None else scores.add_(bias), dim=-1)
 
 
-def _by_hand(x: Tensor) -> bool:
-    return x.is_cpu and not torch.compiler.is_compiling()
+def by_hand(x: Tensor) -> bool:
+    """Whether the written-out derivatives are worth their while."""
+    return x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _has_onednn() -> bool:

@@ -80,8 +80,7 @@ class Linear(nn.Linear):
     """`nn.Linear`, with the product that is fastest where it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(self.weight)
-        return linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return linear(x, self.weight, self.bias, compute_dtype(self.weight))
 
 
 class MLP(nn.Module):
