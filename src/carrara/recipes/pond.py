@@ -62,7 +62,8 @@ class AutoencoderStage:
     """How the autoencoder is trained: its shape, its loss, the world's mix.
 
     images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
-    them in a step. batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only.
+    them in a step; image_every: after that, every so many steps is one on single frames, or space is forgotten (0:
+    none). batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only.
     With windows, of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch`
     windows of `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
     """
@@ -79,6 +80,7 @@ class AutoencoderStage:
     per_clip: int = 2
     images: int = 0
     image_batch: int = 64
+    image_every: int = 0
     validation: int = 48
     start: str | None = None
 
@@ -86,7 +88,7 @@ class AutoencoderStage:
         _at_least(
             self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch", "validation"
         )
-        _at_least(self, 0, "crop", "images")
+        _at_least(self, 0, "crop", "images", "image_every")
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,16 @@ class PondRecipe:
         def batch(step: int) -> PixelBatch:
             first = AUTOENCODER_SCENES + step * stride
             generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
-            if step < stage.images:
-                if not stage.crop or step % 4 == 3:
-                    return source.pieces(first, max(1, stage.image_batch // 4), 1)
+            every = stage.image_every
+            images = step < stage.images or (every > 0 and step % every == 0)
+            turn = (step - step // every if every else step) % 4  # steps on images in between do not count
+            if not stage.crop or turn == 3:
+                if not images:
+                    return source.batch(first, stage.batch)
+                return source.pieces(first, max(1, stage.image_batch // 4), 1)
+            if images:
                 clips = source.pieces(first, max(1, stage.image_batch // stage.per_clip), 1)
-            elif not stage.crop or step % 4 == 3:
-                return source.batch(first, stage.batch)
-            elif step % 4 == 1:
+            elif turn == 1:
                 clips = source.batch(first, stage.crop_batch // stage.per_clip)
             else:
                 clips = source.pieces(first, stage.piece_batch // stage.per_clip, stage.piece_frames)
@@ -289,8 +294,9 @@ def pond() -> PondRecipe:
             crop=32,
             crop_batch=16,
             piece_batch=32,
-            images=4000,
+            images=9000,
             image_batch=64,
+            image_every=2,
         ),
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
