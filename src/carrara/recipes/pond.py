@@ -279,7 +279,7 @@ def pond() -> PondRecipe:
         AutoencoderStage(
             small_64(),
             TrainConfig(
-                minutes=60,
+                minutes=90,
                 warmup=50,
                 decay_share=0.35,
                 optimizer="muon",
@@ -290,11 +290,11 @@ def pond() -> PondRecipe:
             ),
             AutoencoderLossConfig(l1=0, squared=4, gradient=0, kl=3e-5),
             EVERYTHING,
-            batch=4,
+            batch=2,
             crop=32,
-            crop_batch=16,
-            piece_batch=32,
-            images=9000,
+            crop_batch=8,
+            piece_batch=16,
+            images=6000,
             image_batch=64,
             image_every=2,
         ),
@@ -322,7 +322,7 @@ def pond_128() -> PondRecipe:
     """As `pond` with four times the pixels in the same number of tokens: stride 4 x 16 x 16, for longer training."""
     small = pond()
     autoencoder = replace(
-        small.autoencoder, model=small_128(), batch=2, crop=64, crop_batch=6, piece_batch=12, image_batch=32
+        small.autoencoder, model=small_128(), batch=1, crop=64, crop_batch=4, piece_batch=8, image_batch=32
     )
     return replace(small, autoencoder=autoencoder, width=128, height=128)
 
