@@ -195,9 +195,10 @@ def read_size(radius: Floats, motion: str | None) -> str | None:
 
 def read_turning(stage: Stage, views: Views) -> float:
     """How an actor that stays in its place turns, radians per frame; NaN for one that travels."""
-    if float(np.ptp(views.places, axis=0).max()) > 0.12 * stage.unit:
+    places = views.places[views.whole]  # what hides part of it moves the middle of the rest
+    if float(np.ptp(places, axis=0).max()) > 0.12 * stage.unit:
         return math.nan
-    column, row = np.median(views.places, axis=0) - 0.5
+    column, row = np.median(places, axis=0) - 0.5
     pixels = 1.2 * math.sqrt(float(np.median(views.areas)) / math.pi)
     apart = np.clip(np.linalg.norm(stage.lab - stage.plate, axis=-1, keepdims=True) / 20, 0, 1)
     picture = np.concatenate([stage.lab, apart], axis=-1)

@@ -26,7 +26,7 @@ APART = 0.17  # share of frames in which two things of two colours must be seen 
 BOTH_ALIKE = 0.5  # the same for two of one colour, which may be one that a wall cuts in two
 PURE, DIVIDE = 0.95, 0.86  # share of one of two colours above which a region is that actor alone; is not divided
 LARGEST = 1.2 * np.pi * (GROWTH * max(SIZES.values()) / 2) ** 2  # more is not one actor
-BESIDE = 1.2  # of the sum of two parts' radii, between whose middles lies more if they are two actors
+BESIDE = 1.15  # of the sum of two parts' radii, between whose middles lies more if they are two actors
 MOST = 4  # things in a frame, beyond which it is noise
 
 CROSS = np.ones((3, 3), bool)
@@ -164,23 +164,21 @@ def joined_pair(stage: Stage, found: list[list[NDArray[np.bool_]]]) -> tuple[int
 def side_by_side(lab: Array, region: NDArray[np.bool_], unit: float) -> tuple[int, int] | None:
     """The two colours, as indices, of a region `h w` that is two things side by side; None if it is one."""
     far = distances(lab[region])
-    nearest, sure = far.argmin(axis=1), far.min(axis=1) < 14
-    names = np.argsort(-np.bincount(nearest[sure], minlength=len(NAMES)), kind="stable")[:2]
-    radii, middles = [], []
-    for name in names:
+    nearest, sure = far.argmin(axis=1), far.min(axis=1) < 18
+    parts = []
+    for name in np.argsort(-np.bincount(nearest[sure], minlength=len(NAMES)), kind="stable")[:3]:
         part = np.zeros(region.shape, bool)
         part[region] = sure & (nearest == name)
-        labels, count = ndimage.label(ndimage.binary_opening(part, structure=np.ones((2, 2))), structure=CROSS)
-        if not count:
-            return None
+        labels, count = ndimage.label(ndimage.binary_closing(part, structure=CROSS), structure=CROSS)
         areas = np.bincount(labels.reshape(-1))[1:]
-        if areas.max() < 0.7 * SMALLEST * unit**2:
-            return None
-        radii.append(np.sqrt(areas.max() / np.pi))
-        middles.append(np.array(ndimage.center_of_mass(labels == 1 + int(areas.argmax()))))
-    if np.linalg.norm(middles[0] - middles[1]) < BESIDE * sum(radii):
-        return None
-    return int(names.min()), int(names.max())
+        if count and areas.max() >= 0.5 * SMALLEST * unit**2:
+            middle = np.array(ndimage.center_of_mass(labels == 1 + int(areas.argmax())))
+            parts.append((int(name), middle, np.sqrt(areas.max() / np.pi)))
+    for name, middle, radius in parts[1:]:
+        first, place, reach = parts[0]
+        if np.linalg.norm(middle - place) >= BESIDE * (radius + reach):
+            return min(name, first), max(name, first)
+    return None
 
 
 def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], names: tuple[int, int]) -> list[Sights]:
@@ -188,15 +186,17 @@ def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], 
     tracks: list[Sights] = [[], []]
     for t, regions in enumerate(found):
         parts = [np.zeros(alpha.shape[1:], bool), np.zeros(alpha.shape[1:], bool)]
-        touching = False
+        touching, mixed = False, []
         for region in regions:
             far = distances(stage.lab[t][region])[:, list(names)]
             sure = (far.min(axis=1) < 14) & (np.abs(far[:, 0] - far[:, 1]) > 12)
             which = far.argmin(axis=1)
             share = np.bincount(which[sure], minlength=2) / max(1, sure.sum())
-            if share.max() > DIVIDE or not sure.any():
+            alone = share.max() > DIVIDE and not (share.min() > 0 and side_by_side(stage.lab[t], region, stage.unit))
+            if alone or not sure.any():
                 parts[int(share.argmax())] |= region
-                touching |= 0 < share.max() < PURE  # a little of the other is there, or it is a detail of its own
+                if 0 < share.max() < PURE:
+                    mixed.append(int(share.argmin()))
                 continue
             touching = True
             marks = np.zeros(alpha.shape[1:], np.int8)
@@ -210,6 +210,8 @@ def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], 
             owner = marks[tuple(nearest)]
             for number in (0, 1):
                 parts[number] |= region & (owner == number + 1)
+        # A little of the other's colour: a detail of its own if the other is elsewhere, else perhaps a piece of it.
+        touching = touching or any(not parts[other].any() for other in mixed)
         for part, track in zip(parts, tracks):
             labels, count = ndimage.label(part, structure=CROSS)
             if count > 1:
