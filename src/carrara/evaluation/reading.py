@@ -20,11 +20,12 @@ from carrara.data.pond.shapes import SHAPES
 from carrara.data.pond.world import SIZES
 from carrara.evaluation.colours import Array, name_colour
 from carrara.evaluation.segments import Sights, find_actors
-from carrara.evaluation.silhouettes import match, normalise, plainness, templates
+from carrara.evaluation.silhouettes import GRID, SPAN, match, normalise, plainness, templates
 from carrara.evaluation.stage import Stage, read_stage
 from carrara.evaluation.tracks import Floats, Track, polar, read_motion, turning
 
 ALIKE = 0.6  # soft intersection over union with the best silhouette, below which a mask is no known shape
+HOLLOW = 0.7  # of a round actor's middle that is its own, below which it is a ring (the pond's balls at 64: 0.99)
 BETWEEN = math.sqrt(SIZES["small"] * SIZES["large"]) / 2  # radius that parts small from large
 LARGEST = 1.6 * SIZES["large"] / 2  # radius of an actor that is too large to be either (one that does not grow)
 
@@ -122,6 +123,8 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     weight = np.where(views.whole, views.areas, 0)  # larger is clearer
     support = {name: float(np.average(fit[:, names == name].max(axis=1), weights=weight)) for name in SHAPES}
     name = max(support, key=lambda option: support[option])
+    if name == "ball" and filled(views.masks, weight) < HOLLOW:
+        name = "ring"  # its hole is small and blurred, but nothing else has one
     track, motion = read_track(stage, views, np.where(names == name, fit, -1).argmax(axis=1), times, spin)
     known = support[name] >= ALIKE
     area = nowhere.copy()
@@ -137,6 +140,13 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
         scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
         shapes=support,
     )
+
+
+def filled(masks: Array, weight: Floats) -> float:
+    """How much of the middle of normalised masks `m p` is the actor's, in [0, 1]; weight: of each, `m`."""
+    at = np.linspace(-SPAN, SPAN, GRID)
+    middle = np.hypot(*np.meshgrid(at, at)).reshape(-1) < 0.2
+    return float(np.average(masks[:, middle].mean(axis=1), weights=weight))
 
 
 def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
