@@ -72,7 +72,7 @@ def _euler(flow: Flow, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
 
 def _midpoint(flow: Flow, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
     middle = (here + there) / 2
-    return flow(_moved(x, flow(x, here), here, middle), middle)
+    return flow(moved(x, flow(x, here), here, middle), middle)
 
 
 SOLVERS: dict[str, Callable[[Flow, Tensor, Tensor, Tensor], Tensor]] = {"euler": _euler, "midpoint": _midpoint}
@@ -93,7 +93,7 @@ def mean_flow(flow: Flow, x: Tensor, start: Tensor, end: Tensor, parts: int = 2,
     for part in range(parts):
         here, there = (torch.lerp(start, end, step / parts) for step in (part, part + 1))
         slope = lead(flow, x, here, there)
-        x = _moved(x, slope, here, there)
+        x = moved(x, slope, here, there)
         total = total + slope
     return total / parts
 
@@ -105,11 +105,11 @@ def visited(flow: Flow, x: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
     """
     states = [x]
     for here, there in pairwise(levels):
-        states.append(_moved(states[-1], flow(states[-1], here), here, there))
+        states.append(moved(states[-1], flow(states[-1], here), here, there))
     return states
 
 
-def _moved(x: Tensor, flow: Tensor, here: Tensor, there: Tensor) -> Tensor:
+def moved(x: Tensor, flow: Tensor, here: Tensor, there: Tensor) -> Tensor:
     """x after a straight step from one level to another, the step's length taken in float64."""
     step = expand_levels((there - here).to(x.dtype), x)
     return x + step * flow

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from carrara.core.config import choose
 from carrara.core.types import Keyframes, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
-from carrara.diffusion.distillation import SOLVERS, Flow, guided_flow, mean_flow, visited, window_levels
+from carrara.diffusion.distillation import SOLVERS, Flow, guided_flow, mean_flow, moved, visited, window_levels
 from carrara.diffusion.fields import Field, FieldMix, draw_field
 from carrara.diffusion.guidance import Guidance
 from carrara.systems.latent import LatentVideo, Sampling
@@ -202,7 +202,7 @@ class DistillPhase:
         states, flows = [x], []
         for here, there in pairwise(levels):
             flows.append(mean_flow(guided, states[-1], here, there, REFERENCE_PARTS))
-            states.append(visited(lambda x, _, flow=flows[-1]: flow, states[-1], (here, there))[-1])
+            states.append(moved(states[-1], flows[-1], here, there))
         return _Path(states, flows)
 
     @torch.no_grad()
