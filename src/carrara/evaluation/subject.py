@@ -57,7 +57,7 @@ class Suite:
 
 
 SUITES: Mapping[str, Suite] = {
-    "quick": Suite(prompts=24, crossings=10, pairs=4, balls=0, references=60),
+    "quick": Suite(prompts=20, crossings=10, pairs=4, balls=0, references=60),
     "full": Suite(prompts=240, crossings=100, pairs=50, balls=50, references=500),
 }
 
