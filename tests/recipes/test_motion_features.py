@@ -11,7 +11,7 @@ from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import ACTORS, COLOURS, MOTIONS, Actor, Scene
 from carrara.evaluation.motion_net import HEADS, ORDERS, MotionNet, MotionNetConfig, load_motion_net
 from carrara.recipes import RECIPES
-from carrara.recipes.motion_data import CELL, MOST_NOISE, SPEED, arranged, cells, label
+from carrara.recipes.motion_data import CELL, MOST_NOISE, SPEED, arranged, cells, label, numbered
 from carrara.recipes.motion_features import MotionPhase, MotionRecipe, errors
 from carrara.training.config import TrainConfig
 
@@ -79,28 +79,43 @@ def test_views_are_what_their_labels_say():
 
 
 def test_cells_name_the_actor_that_covers_most_of_them():
-    scene = Scene("sky", (Actor("ball", "red", motion="spins"), Actor("frog", "blue", motion="spins")))
+    scene = Scene("sky", (Actor("ball", "red", motion="spins"), Actor("fish", "blue", motion="spins")))
     mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
     mask[0, :CELL, :CELL] = 1
     mask[0, :3, :CELL] = 2  # three of eight rows: less than the ball has
     mask[0, CELL : CELL + 1, :CELL] = 1  # an eighth: not enough to be there
     mask[0, :2, 2 * CELL : 3 * CELL] = 2
-    shapes, colours = cells(scene, mask)
+    mask[0, 4 * CELL : 5 * CELL, :CELL] = 3  # the ball, facing left
+    mask[0, 4 * CELL : 5 * CELL, CELL : 2 * CELL] = 4
+    found = cells(scene, mask)
+    shapes, colours = found["shape"], found["colour"]
     assert shapes.shape == colours.shape == (1, 8, 8)
     assert (shapes[0, 0, 0], colours[0, 0, 0]) == (1 + ACTORS.index("ball"), 1 + tuple(COLOURS).index("red"))
-    assert (shapes[0, 0, 2], colours[0, 0, 2]) == (1 + ACTORS.index("frog"), 1 + tuple(COLOURS).index("blue"))
-    assert shapes.count_nonzero() == 2
+    assert (shapes[0, 0, 2], colours[0, 0, 2]) == (1 + ACTORS.index("fish"), 1 + tuple(COLOURS).index("blue"))
+    assert shapes[0, 4, 0] == shapes[0, 0, 0]
+    assert shapes.count_nonzero() == 4
+    assert found["facing"][0, 4, :3].tolist() == [0, 2, 0]  # a ball looks the same from both sides
+    assert found["facing"][0, 0, 2] == 1
+
+
+def test_masks_say_where_actors_face():
+    scene = Scene(
+        "pond", (Actor("fish", "red", "small", "left", x=0.2), Actor("car", "blue", "small", "right", x=-0.2))
+    )
+    truth = simulate(scene, 3, 8.0)
+    mask = torch.tensor([0, 1, 2], dtype=torch.uint8).expand(3, 1, 3)
+    assert numbered(truth, mask).equal(torch.tensor([0, 3, 2], dtype=torch.uint8).expand(3, 1, 3))
 
 
 def test_cells_follow_the_order_of_frames():
     recipe = replace(tiny(), views=6)
     for step in range(2):
         batch = recipe.batch(step)
-        there = batch.shapes > 0
+        there = batch.cells["shape"] > 0
         for order, shown in zip(batch.labels["order"], there):
             if ORDERS[order] == "frozen":
                 assert shown.equal(shown[:1].expand_as(shown))
-        assert (batch.colours > 0).equal(there)
+        assert (batch.cells["colour"] > 0).equal(there)
         assert there.any()
 
 

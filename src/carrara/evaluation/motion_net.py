@@ -52,7 +52,7 @@ class MotionNetConfig:
     """channels: at 16 x 16, 8 x 8 and 4 x 4 positions; blocks: at each of them; features: how many come out."""
 
     channels: tuple[int, ...] = (32, 64, 80)
-    blocks: tuple[int, ...] = (0, 1, 1)
+    blocks: tuple[int, ...] = (2, 1, 1)
     features: int = 64
 
     def __post_init__(self) -> None:

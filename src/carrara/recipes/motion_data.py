@@ -11,15 +11,18 @@ from torch import Generator, Tensor
 
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
-from carrara.data.pond.world import ACTORS, BACKGROUNDS, CAMERAS, COLOURS, MOTIONS, WALLS, Scene, Truth
+from carrara.data.pond.world import ACTORS, BACKGROUNDS, CAMERAS, COLOURS, MOTIONS, WALLS, Actor, Scene, Truth
 from carrara.evaluation.corruptions import blurred, frozen, noisy, reversed_, shuffled
 from carrara.evaluation.motion_net import LEAST_FRAMES, ORDERS, RATE, SIDE, resize
 
 CELL = 8  # pixels across a cell
+CELLS = {"shape": 1 + len(ACTORS), "colour": 1 + len(COLOURS), "facing": 3}  # what a cell is asked, and the answers
+SIDED = ("bird", "fish", "car")  # look otherwise from the left than from the right
+MOST_ACTORS = 2
 SHARE = 0.25  # of a cell that an actor must cover to be what is there
 SPEED = 0.25  # sides of the frame per second that the velocity head calls 1: about the pond's own pace
 MOST_NOISE, MOST_BLUR = 0.15, 0.03  # deviation as a share of the range; sigma as a share of the side
-ORDER_SHARES = (0.55, 0.1, 0.2, 0.15)  # of ORDERS, in training
+ORDER_SHARES = (0.5, 0.1, 0.15, 0.25)  # of ORDERS, in training
 DAMAGED = 0.25  # share of views with noise, and of views with blur
 
 Labels = Mapping[str, Tensor]
@@ -28,13 +31,12 @@ Labels = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class MotionBatch:
     """Views and what is true of them. video: uint8 `b t 64 64 3`; labels: `b ...` by head; "moves" and "goes": bool
-    `b`, whether motion and camera, and whether velocity mean anything there. shapes, colours: int64 `b t 8 8`, what
-    covers a cell: 0 for no actor, else 1 + the index of its shape or colour."""
+    `b`, whether motion and camera, and whether velocity mean anything there. cells: by CELLS, int64 `b t 8 8`, what
+    covers a cell: 0 for no actor, else 1 + the index of its shape or colour; facing: 1 right, 2 left, 0 no telling."""
 
     video: Tensor
     labels: Labels
-    shapes: Tensor
-    colours: Tensor
+    cells: Labels
 
 
 def views(scenes: Sequence[Scene], frames: int, side: int, count: int, generator: Generator) -> MotionBatch:
@@ -42,8 +44,9 @@ def views(scenes: Sequence[Scene], frames: int, side: int, count: int, generator
     videos, masks, truths = rendered(scenes, frames, side)
     whole = float(torch.rand((), generator=generator)) < 0.5
     length = frames if whole else _integer(LEAST_FRAMES, frames, generator)
-    clips, labels, shapes, colours = [], [], [], []
+    clips, labels, inside = [], [], []
     for scene, truth, video, mask in zip(scenes, truths, videos, masks):
+        seen = torch.cat([video, numbered(truth, mask)[..., None]], dim=-1)
         for _ in range(count):
             start = _integer(0, frames - length, generator)
             order = int(torch.multinomial(torch.tensor(ORDER_SHARES), 1, generator=generator))
@@ -51,14 +54,11 @@ def views(scenes: Sequence[Scene], frames: int, side: int, count: int, generator
                 float(torch.rand((), generator=generator)) * most * (float(chosen) < DAMAGED)
                 for most, chosen in zip((MOST_NOISE, MOST_BLUR), torch.rand(2, generator=generator))
             )
-            both = torch.cat([video, mask[..., None]], dim=-1)[start : start + length]
-            both = arranged(both, ORDERS[order], generator)
-            clips.append(damaged(both[..., :3], noise, blur, generator))
+            stretch = arranged(seen[start : start + length], ORDERS[order], generator)
+            clips.append(damaged(stretch[..., :3], noise, blur, generator))
             labels.append(label(scene, truth, start, length, order, noise, blur))
-            shape, colour = cells(scene, both[..., 3])
-            shapes.append(shape)
-            colours.append(colour)
-    return MotionBatch(torch.stack(clips), stack(labels), torch.stack(shapes), torch.stack(colours))
+            inside.append(cells(scene, stretch[..., 3]))
+    return MotionBatch(torch.stack(clips), stack(labels), stack(inside))
 
 
 def whole_clips(scenes: Sequence[Scene], frames: int) -> tuple[Tensor, Labels]:
@@ -93,15 +93,31 @@ def damaged(clip: Tensor, noise: float, blur: float, generator: Generator) -> Te
     return noisy(noise)(clip, generator) if noise else clip
 
 
-def cells(scene: Scene, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes and colours `t 8 8` of what covers most of each cell, from a mask `t 64 64` of actors' numbers."""
+def numbered(truth: Truth, mask: Tensor) -> Tensor:
+    """A mask of actors `t h w` that also says where they face: 1 and 2 as before, 3 and 4 for those facing left."""
+    left = torch.from_numpy(truth.heading < 0)
+    faces = torch.cat([torch.zeros_like(left[:1]), left])  # by the mask's number and frame
+    return mask + MOST_ACTORS * faces[mask.long(), torch.arange(len(mask))[:, None, None]].to(mask.dtype)
+
+
+def cells(scene: Scene, mask: Tensor) -> dict[str, Tensor]:
+    """What covers most of each cell, `t 8 8` for each of CELLS, from a mask `t 64 64` as `numbered` gives it."""
     tiles = rearrange(mask, "t (h p) (w q) -> t h w (p q)", p=CELL, q=CELL)
-    covered = torch.stack([(tiles == 1 + index).float().mean(-1) for index in range(len(scene.actors))])
+    covered = torch.stack([(tiles == number).float().mean(-1) for number in range(1, 2 * MOST_ACTORS + 1)])
     share, which = covered.max(0)
     number = torch.where(share >= SHARE, 1 + which, 0)
-    shapes = torch.tensor([0, *(1 + ACTORS.index(actor.kind) for actor in scene.actors)])
-    colours = torch.tensor([0, *(1 + tuple(COLOURS).index(actor.colour) for actor in scene.actors)])
-    return shapes[number], colours[number]
+    shown = [(actor, turned) for turned in (0, 1) for actor in padded(scene.actors)]
+    tables = {
+        "shape": [1 + ACTORS.index(actor.kind) for actor, _ in shown],
+        "colour": [1 + tuple(COLOURS).index(actor.colour) for actor, _ in shown],
+        "facing": [1 + turned if actor.kind in SIDED else 0 for actor, turned in shown],
+    }
+    return {name: torch.tensor([0, *table])[number] for name, table in tables.items()}
+
+
+def padded(actors: Sequence[Actor]) -> Sequence[Actor]:
+    """As many as a scene can have; those that it has not got cover no cell."""
+    return [*actors, *actors][:MOST_ACTORS]
 
 
 def label(scene: Scene, truth: Truth, start: int, length: int, order: int, noise: float, blur: float) -> Labels:

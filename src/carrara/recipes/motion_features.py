@@ -3,10 +3,10 @@
     carrara train motion-features -o runs/motion-features --train.minutes 12
 
 Not standard for a feature network: besides what a clip shows as a whole, it says for every 8 x 8 pixels of every frame
-which shape and which colour is there. The renderer knows it, and it teaches in minutes what labels of whole clips take
-hours to. Every scene is rendered once and seen in a few views: a stretch of it, its frames in order, frozen, shuffled
-or reversed, clean, noisy or blurred. The network names all of that. What damage has made meaningless (the motion of a
-frozen clip) is not asked for.
+which shape and colour is there, facing where. The renderer knows it, and it teaches in minutes what labels of whole
+clips take hours to. Every scene is rendered once and seen in a few views: a stretch of it, its frames in order, frozen,
+shuffled or reversed, clean, noisy or blurred. The network names all of that. What damage has made meaningless (the
+motion of a frozen clip) is not asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from carrara.core.config import to_dict, write_json
 from carrara.data.batches import mix as mix_seed
 from carrara.data.pond.sampling import Mix, sample_scene
-from carrara.data.pond.world import ACTORS, COLOURS, Scene
+from carrara.data.pond.world import Scene
 from carrara.evaluation.motion_net import (
     LEAST_FRAMES,
     ORDERS,
@@ -32,7 +32,7 @@ from carrara.evaluation.motion_net import (
     save_motion_net,
     to_unit,
 )
-from carrara.recipes.motion_data import SPEED, Labels, MotionBatch, arranged, views, whole_clips
+from carrara.recipes.motion_data import CELLS, SPEED, Labels, MotionBatch, arranged, views, whole_clips
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 
@@ -40,7 +40,7 @@ from carrara.training.loop import train
 TRAINING_SCENES, VALIDATION_SCENES = 2**36, 2**37
 WEIGHTS = {"motion": 1.0, "shape": 0.5, "colour": 0.5, "background": 0.3, "camera": 0.5, "wall": 0.3, "two": 0.3}
 WEIGHTS |= {"order": 1.0, "velocity": 1.0, "noise": 0.3, "blur": 0.3}
-CELL_WEIGHT = 5.0  # of the shapes and of the colours in cells, where most show neither
+CELL_WEIGHTS = {"shape": 10.0, "colour": 5.0, "facing": 5.0}  # of what is in cells, where most show neither
 CELL_MAP = 1  # the network's map with one position for each cell
 
 
@@ -110,15 +110,13 @@ class MotionRecipe:
 
 
 class MotionPhase:
-    """Train the network to answer all heads at once, and two that only training has: shapes and colours of cells."""
+    """Train the network to answer all heads at once, and those that only training has: what is in every cell."""
 
     def __init__(self, net: MotionNet, recipe: MotionRecipe) -> None:
-        width = net.config.channels[CELL_MAP]
-        self.shapes, self.colours = nn.Linear(width, 1 + len(ACTORS)), nn.Linear(width, 1 + len(COLOURS))
-        for head in (self.shapes, self.colours):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        self.module: nn.Module = nn.ModuleDict({"net": net, "shapes": self.shapes, "colours": self.colours})
+        self.cells = nn.Linear(net.config.channels[CELL_MAP], sum(CELLS.values()))
+        nn.init.zeros_(self.cells.weight)
+        nn.init.zeros_(self.cells.bias)
+        self.module: nn.Module = nn.ModuleDict({"net": net, "cells": self.cells})
         self.net = net
         self.recipe = recipe
         self.video, self.labels = whole_clips(recipe.scenes_from(VALIDATION_SCENES, recipe.validation), recipe.frames)
@@ -140,12 +138,10 @@ class MotionPhase:
         answers = {name: value.float() for name, value in self.net.answers(maps).items()}
         parts = errors(answers, batch.labels)
         total = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
-        for name, head, truth in (
-            ("cell_shape", self.shapes, batch.shapes),
-            ("cell_colour", self.colours, batch.colours),
-        ):
-            parts[name] = cross_entropy(head(maps[CELL_MAP]).float().flatten(0, -2), truth.flatten())
-            total = total + CELL_WEIGHT * parts[name]
+        inside = self.cells(maps[CELL_MAP]).float().flatten(0, -2).split(list(CELLS.values()), dim=-1)
+        for (name, truth), answer in zip(batch.cells.items(), inside):
+            error = parts[f"cell_{name}"] = cross_entropy(answer, truth.flatten())
+            total = total + CELL_WEIGHTS[name] * error
         return {"loss": total, **parts}
 
     def validate(self) -> dict[str, float]:
