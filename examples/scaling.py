@@ -30,7 +30,7 @@ from trial_jobs import Job, Pool, models, parse_slots, plan, slug
 
 from carrara.core.config import choose, from_dict, read_json, to_dict, write_json
 from carrara.denoisers.dit import DiT
-from carrara.evaluation.adherence import ATTRIBUTES
+from carrara.evaluation.adherence.verdicts import ATTRIBUTES
 from carrara.recipes.trials import open_run, read_curve
 
 

@@ -22,9 +22,9 @@ import torch
 
 from carrara.core.config import choose, read_json, write_json
 from carrara.core.media import read_video
-from carrara.evaluation.adherence import ATTRIBUTES, score
+from carrara.evaluation.adherence.verdicts import ATTRIBUTES, score
 from carrara.evaluation.prompts import Prompt, draw_prompts
-from carrara.evaluation.reading import read_clip
+from carrara.evaluation.reading.clip import read_clip
 from carrara.evaluation.statistics import tally
 from carrara.generation.request import Request
 from carrara.generation.run import GenerationError, Model, load

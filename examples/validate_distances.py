@@ -20,9 +20,9 @@ from carrara.core.media import read_video, write_video
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import Mix, sample_scene
-from carrara.evaluation import corruptions as c
-from carrara.evaluation.distribution import FRECHET, KERNEL, distances
-from carrara.evaluation.motion_net import RATE, load_motion_net, motion_features
+from carrara.evaluation.distribution import corruptions as c
+from carrara.evaluation.distribution.distances import FRECHET, KERNEL, distances
+from carrara.evaluation.distribution.motion_net import RATE, load_motion_net, motion_features
 
 REFERENCE, TRUTH = 2**38 + 100_000, 2**38 + 200_000  # first scenes
 MIX = Mix(two=0.15, wall=0.0, camera=0.0)

@@ -21,7 +21,7 @@ from carrara.generation.command import generate, parse_size
 from carrara.generation.explain_command import explain
 
 if TYPE_CHECKING:
-    from carrara.evaluation.report import Section
+    from carrara.evaluation.report.sections import Section
 
 USAGE = """usage: carrara COMMAND ...
 
@@ -182,7 +182,8 @@ def train(args: list[str]) -> int:
     except Stopped as stop:
         print(f"carrara: {_one_line(stop)}", file=sys.stderr)
         return stop.exit_code
-    print(f'{model}  try: carrara generate --model {model} "a red ball bounces on the grass"')
+    runs = (model / "model_index.json").is_file()  # not every recipe trains what makes clips from prompts
+    print(f'{model}  try: carrara generate --model {model} "a red ball bounces on the grass"' if runs else model)
     return 0
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from carrara.data.pond.captions import caption
 from carrara.data.pond.world import Actor, Scene
-from carrara.evaluation.adherence import Asked, score
-from carrara.evaluation.reading import ActorReading, Reading
-from carrara.evaluation.tracks import Track
+from carrara.evaluation.adherence.verdicts import Asked, score
+from carrara.evaluation.reading.clip import ActorReading, Reading
+from carrara.evaluation.reading.tracks import Track
 
 NOWHERE = Track(*(np.zeros(0) for _ in range(4)))
 RED_BALL = {"kind": "ball", "colour": "red"}

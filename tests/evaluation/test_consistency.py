@@ -13,8 +13,8 @@ from carrara.core.media import read_video, write_video
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import Mix, sample_scene
-from carrara.evaluation.consistency import MEASURES, MOST_FRAMES, measure
-from carrara.evaluation.consistency_report import draw, mixed, section
+from carrara.evaluation.consistency.measures import MEASURES, MOST_FRAMES, measure
+from carrara.evaluation.consistency.section import draw, mixed, section
 from carrara.evaluation.controls import CONTROLS
 
 REAL = Path(__file__).parents[3] / "shared" / "realdata"

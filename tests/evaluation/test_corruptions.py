@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from carrara.evaluation import corruptions as c
+from carrara.evaluation.distribution import corruptions as c
 
 EVERY = {
     "frozen": c.frozen,

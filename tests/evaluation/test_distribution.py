@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from carrara.evaluation.distribution import FRECHET, KERNEL, distances, section, separates
+from carrara.evaluation.distribution.distances import FRECHET, KERNEL, distances, section, separates
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.standard_normal((150, 6))

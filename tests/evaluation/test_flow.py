@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from carrara.evaluation.camera import camera_flow, moving_pixels
-from carrara.evaluation.flow import closed, optical_flow, sample, smooth, warp
-from carrara.evaluation.halfway import halfway, splat
+from carrara.evaluation.consistency.camera import camera_flow, moving_pixels
+from carrara.evaluation.consistency.flow import closed, optical_flow, sample, smooth, warp
+from carrara.evaluation.consistency.halfway import halfway, splat
 
 
 def texture(height: int, width: int, seed: int = 0) -> torch.Tensor:

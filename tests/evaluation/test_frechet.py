@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carrara.evaluation.frechet import (
+from carrara.evaluation.distribution.frechet import (
     Gaussian,
     fit,
     frechet,

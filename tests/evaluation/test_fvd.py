@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from carrara.evaluation.fvd import load_extractor, load_i3d, read_state_dict
-from carrara.evaluation.i3d import I3D, TABLE
+from carrara.evaluation.distribution.fvd import load_extractor, load_i3d, read_state_dict
+from carrara.evaluation.distribution.i3d import I3D, TABLE
 
 
 @pytest.fixture(scope="module")

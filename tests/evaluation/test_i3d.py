@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from carrara.evaluation.i3d import I3D, TABLE, FrozenNorm, Unit, pad_same, pool_same, same_padding
+from carrara.evaluation.distribution.i3d import I3D, TABLE, FrozenNorm, Unit, pad_same, pool_same, same_padding
 
 # Inputs and the six widths of every mixture, from the paper's figure and the released weights.
 PUBLISHED = {

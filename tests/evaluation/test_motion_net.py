@@ -7,9 +7,9 @@ import torch
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import sample_scene
-from carrara.evaluation import corruptions
-from carrara.evaluation.distribution import KERNEL, distances, separates
-from carrara.evaluation.motion_net import (
+from carrara.evaluation.distribution import corruptions
+from carrara.evaluation.distribution.distances import KERNEL, distances, separates
+from carrara.evaluation.distribution.motion_net import (
     BUNDLED,
     SIDE,
     MotionNet,

@@ -14,9 +14,8 @@ from carrara.data.pond.sampling import SINGLES, Mix, sample_scene
 from carrara.data.pond.simulate import simulate
 from carrara.data.pond.validity import is_held_out
 from carrara.evaluation.controls import CONTROLS
-from carrara.evaluation.permanence import VERDICTS, read_permanence, read_wall
-from carrara.evaluation.permanence_pictures import draw_tracks
-from carrara.evaluation.permanence_scenes import (
+from carrara.evaluation.permanence.pictures import draw_tracks
+from carrara.evaluation.permanence.scenes import (
     LENGTHS,
     TWINS,
     crossing_scene,
@@ -24,9 +23,10 @@ from carrara.evaluation.permanence_scenes import (
     longest_occlusion,
     open_twins,
 )
-from carrara.evaluation.permanence_section import Result, crossing_prompts, section
-from carrara.evaluation.permanence_tracks import extent, read_lives
-from carrara.evaluation.stage import read_stage
+from carrara.evaluation.permanence.section import Result, crossing_prompts, section
+from carrara.evaluation.permanence.tracks import extent, read_lives
+from carrara.evaluation.permanence.verdicts import VERDICTS, read_permanence, read_wall
+from carrara.evaluation.reading.stage import read_stage
 
 SEED = 7 << 40
 SHAPE = VideoShape(17, 64, 64)

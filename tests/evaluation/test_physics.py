@@ -10,8 +10,8 @@ import torch
 
 from carrara.core.types import Stride, VideoShape
 from carrara.data.phyworld import KINDS, SPLITS, WORLD, render_balls, sample_balls, simulate_balls
-from carrara.evaluation.barriers import measure_walls
-from carrara.evaluation.physics import (
+from carrara.evaluation.physics.barriers import measure_walls
+from carrara.evaluation.physics.continuation import (
     constant_velocity,
     copy_last,
     held,
@@ -19,9 +19,9 @@ from carrara.evaluation.physics import (
     read_balls,
     read_motion,
 )
-from carrara.evaluation.physics_section import preference_section, section
-from carrara.evaluation.preference import measure_preference
-from carrara.evaluation.report import write_report
+from carrara.evaluation.physics.preference import measure_preference
+from carrara.evaluation.physics.section import preference_section, section
+from carrara.evaluation.report.sections import write_report
 from carrara.evaluation.statistics import mean_estimate
 
 SHAPE = VideoShape(33, 64, 64)

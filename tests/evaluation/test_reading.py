@@ -12,8 +12,8 @@ from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import SINGLES, Mix, sample_scene
 from carrara.data.pond.world import Scene
-from carrara.evaluation.adherence import Asked, adherence, score
-from carrara.evaluation.reading import read_clip
+from carrara.evaluation.adherence.verdicts import Asked, adherence, score
+from carrara.evaluation.reading.clip import read_clip
 
 SEED = 4 << 40
 PAIRS = Mix(two=1.0, wall=0.0, camera=0.0)

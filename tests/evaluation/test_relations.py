@@ -9,11 +9,11 @@ from carrara.data.pond.render import render
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import RELATIONS, Scene
-from carrara.evaluation.adherence import Asked, score
+from carrara.evaluation.adherence.verdicts import Asked, score
 from carrara.evaluation.controls import frozen
-from carrara.evaluation.reading import ActorReading, read_clip
-from carrara.evaluation.relations import holds, related
-from carrara.evaluation.tracks import Track
+from carrara.evaluation.reading.clip import ActorReading, read_clip
+from carrara.evaluation.reading.relations import holds, related
+from carrara.evaluation.reading.tracks import Track
 
 SEED = 6 << 40
 RELATED = Mix(two=1.0, relation=1.0, wall=0.0, camera=0.0)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrara.evaluation.page import ticks
-from carrara.evaluation.report import Curve, Picture, Section, Table, write_report
+from carrara.evaluation.report.page import ticks
+from carrara.evaluation.report.sections import Curve, Picture, Section, Table, write_report
 from carrara.evaluation.statistics import Estimate, mean_estimate
 
 NASTY = '<script>alert("1")</script> & "quotes"'

@@ -8,7 +8,7 @@ import pytest
 from carrara.data.pond.sampling import SINGLES, sample_scene
 from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import MOTIONS, Scene
-from carrara.evaluation.tracks import RINGS, SPOKES, Track, read_motion, turning
+from carrara.evaluation.reading.tracks import RINGS, SPOKES, Track, read_motion, turning
 
 SEED = 3 << 40
 

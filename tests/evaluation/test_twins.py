@@ -8,9 +8,9 @@ import torch
 from scipy import ndimage
 
 from carrara.core.types import VideoShape
-from carrara.evaluation.physics import held, read_balls
-from carrara.evaluation.preference import CHANCE, ROUGHNESS, measure_preference
-from carrara.evaluation.twins import BALL_LAWS, CONTROL, EARLIEST, POND_LAWS, make_twins
+from carrara.evaluation.physics.continuation import held, read_balls
+from carrara.evaluation.physics.preference import CHANCE, ROUGHNESS, measure_preference
+from carrara.evaluation.physics.twins import BALL_LAWS, CONTROL, EARLIEST, POND_LAWS, make_twins
 
 BALLS, POND = VideoShape(33, 48, 48), VideoShape(17, 48, 48)
 SEED = 2**40 + 5_000_000

@@ -9,7 +9,7 @@ from torch import Generator
 from carrara.core.config import read_json
 from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import ACTORS, COLOURS, MOTIONS, Actor, Scene
-from carrara.evaluation.motion_net import HEADS, ORDERS, MotionNet, MotionNetConfig, load_motion_net
+from carrara.evaluation.distribution.motion_net import HEADS, ORDERS, MotionNet, MotionNetConfig, load_motion_net
 from carrara.recipes import RECIPES
 from carrara.recipes.motion_data import CELL, MOST_NOISE, SPEED, arranged, cells, label, numbered
 from carrara.recipes.motion_features import MotionPhase, MotionRecipe, errors

@@ -9,7 +9,7 @@ import torch
 
 from carrara.core.types import VideoShape
 from carrara.data.phyworld import render_balls
-from carrara.evaluation.physics import measure_physics
+from carrara.evaluation.physics.continuation import measure_physics
 from carrara.recipes import RECIPES
 from carrara.recipes.phyworld import BallSource, BallWorld
 from carrara.systems.latent import LatentVideo

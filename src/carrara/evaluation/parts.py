@@ -7,17 +7,20 @@ from itertools import islice
 
 from carrara.core.progress import progress_bar
 from carrara.core.types import VideoShape
-from carrara.evaluation import adherence_section, consistency_report, permanence_section, physics_section
-from carrara.evaluation.barriers import measure_walls
-from carrara.evaluation.consistency import Consistency, measure
-from carrara.evaluation.distribution import LEAST_CLIPS, distances
-from carrara.evaluation.distribution import section as distribution_section
-from carrara.evaluation.motion_net import LEAST_FRAMES, load_motion_net, motion_features
-from carrara.evaluation.permanence_scenes import LENGTHS, longest_occlusion
-from carrara.evaluation.physics import KNOWN, measure_physics
-from carrara.evaluation.preference import measure_preference
+from carrara.evaluation.adherence import section as adherence_section
+from carrara.evaluation.consistency import section as consistency_section
+from carrara.evaluation.consistency.measures import Consistency, measure
+from carrara.evaluation.distribution.distances import LEAST_CLIPS, distances
+from carrara.evaluation.distribution.distances import section as distribution_section
+from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, load_motion_net, motion_features
+from carrara.evaluation.permanence import section as permanence_section
+from carrara.evaluation.permanence.scenes import LENGTHS, longest_occlusion
+from carrara.evaluation.physics import section as physics_section
+from carrara.evaluation.physics.barriers import measure_walls
+from carrara.evaluation.physics.continuation import KNOWN, measure_physics
+from carrara.evaluation.physics.preference import measure_preference
 from carrara.evaluation.prompts import MOST_SEED, draw_prompts
-from carrara.evaluation.report import Section
+from carrara.evaluation.report.sections import Section
 from carrara.evaluation.sources import BATCH, TRUTH, Source, write_truth
 from carrara.evaluation.subject import Gap, Run
 
@@ -45,10 +48,10 @@ def consistency(run: Run) -> Section:
                 show(len(found[source.name]), len(source))
     truth = [frames for frames, _ in truths(run)]
     if len(truth) > 1:
-        found["mixed"] = [measure(frames, run.subject.fps) for frames in consistency_report.mixed(truth)]
+        found["mixed"] = [measure(frames, run.subject.fps) for frames in consistency_section.mixed(truth)]
     first = run.sources[0]
     drawn = {f"{first.name}: “{p.text}”": clip for p, clip in islice(zip(run.prompts, first), DRAWN)}
-    return consistency_report.section(found, drawn)
+    return consistency_section.section(found, drawn)
 
 
 def permanence(run: Run) -> Section:

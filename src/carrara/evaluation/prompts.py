@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from carrara.data.pond.captions import LEVELS, caption
 from carrara.data.pond.sampling import SINGLES, Mix, sample_scene
 from carrara.data.pond.world import Scene
-from carrara.evaluation.adherence import Asked
+from carrara.evaluation.adherence.verdicts import Asked
 
 # Seeds of scenes. Training draws below 2**40, evaluation from there on: no prompt is a scene of the training.
 HELD_IN_START, HELD_OUT_START = 2**40, 2**41

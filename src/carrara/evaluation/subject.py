@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from carrara.core.types import Decoder, Encoder, VideoShape
-from carrara.evaluation.physics import Continues
-from carrara.evaluation.preference import ScoresNoise
+from carrara.evaluation.physics.continuation import Continues
+from carrara.evaluation.physics.preference import ScoresNoise
 from carrara.evaluation.prompts import Prompt, draw_prompts
 from carrara.evaluation.sources import MODEL, Generates, Source, make_sources
 

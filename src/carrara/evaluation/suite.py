@@ -14,7 +14,7 @@ from carrara.core.config import choose
 from carrara.core.files import check_folder
 from carrara.evaluation.parts import PARTS
 from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, check_prompts, check_seed
-from carrara.evaluation.report import Section, write_report
+from carrara.evaluation.report.sections import Section, write_report
 from carrara.evaluation.subject import SUITES, Gap, Run, Subject
 
 

@@ -18,14 +18,14 @@ from carrara.core.config import choose
 from carrara.core.files import check_folder
 from carrara.core.media import read_video
 from carrara.core.progress import progress_bar
-from carrara.evaluation import consistency_report
-from carrara.evaluation.consistency import Consistency, measure
+from carrara.evaluation.consistency import section as consistency_section
+from carrara.evaluation.consistency.measures import Consistency, measure
 from carrara.evaluation.controls import CONTROLS, Control
-from carrara.evaluation.distribution import LEAST_CLIPS, distances
-from carrara.evaluation.distribution import section as distribution_section
-from carrara.evaluation.motion_net import LEAST_FRAMES, RATE, load_motion_net, motion_features
-from carrara.evaluation.report import Picture, Section, write_report
-from carrara.evaluation.strips import strip
+from carrara.evaluation.distribution.distances import LEAST_CLIPS, distances
+from carrara.evaluation.distribution.distances import section as distribution_section
+from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, RATE, load_motion_net, motion_features
+from carrara.evaluation.report.sections import Picture, Section, write_report
+from carrara.evaluation.report.strips import strip
 from carrara.evaluation.subject import Gap
 
 EXTENSIONS = (".mp4", ".webm", ".gif", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".ts", ".3gp", ".webp")
@@ -173,7 +173,7 @@ def consistency(clips: VideoSet, against: VideoSet | None, progress: bool | None
                         found.setdefault(name, []).append(measure(control(frames, number), fps))
                 show(len(found[each.name]), len(each))
     drawn = {clips.called(file): clip for file, clip in islice(zip(clips.files, clips), DRAWN)}
-    return consistency_report.section(found, drawn, reference.name)
+    return consistency_section.section(found, drawn, reference.name)
 
 
 def distribution(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:

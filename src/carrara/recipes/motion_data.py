@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.world import ACTORS, BACKGROUNDS, CAMERAS, COLOURS, MOTIONS, WALLS, Actor, Scene, Truth
-from carrara.evaluation.corruptions import blurred, frozen, noisy, reversed_, shuffled
-from carrara.evaluation.motion_net import LEAST_FRAMES, ORDERS, RATE, SIDE, resize
+from carrara.evaluation.distribution.corruptions import blurred, frozen, noisy, reversed_, shuffled
+from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, ORDERS, RATE, SIDE, resize
 
 CELL = 8  # pixels across a cell
 CELLS = {"shape": 1 + len(ACTORS), "colour": 1 + len(COLOURS), "facing": 3}  # what a cell is asked, and the answers

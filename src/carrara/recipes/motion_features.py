@@ -23,7 +23,7 @@ from carrara.core.config import to_dict, write_json
 from carrara.data.batches import mix as mix_seed
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene
-from carrara.evaluation.motion_net import (
+from carrara.evaluation.distribution.motion_net import (
     LEAST_FRAMES,
     ORDERS,
     SIDE,
