@@ -10,12 +10,14 @@ from collections.abc import Callable
 from carrara.recipes.motion_features import MotionRecipe, motion_features
 from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
+from carrara.recipes.pond_decoder import DecoderRecipe, pond_decoder
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 
-RECIPES: dict[str, Callable[[], PondRecipe | DistillRecipe | MotionRecipe]] = {
+RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe]] = {
     "pond": pond,
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
+    "pond-decoder": pond_decoder,
     "pond-distill": pond_distill,
     "motion-features": motion_features,
     "phyworld": phyworld,

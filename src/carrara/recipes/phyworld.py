@@ -18,32 +18,25 @@ import torch
 from einops import rearrange
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
-from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64
 from carrara.core.config import choose, from_dict, to_dict
 from carrara.core.types import VideoShape
-from carrara.core.weights import fingerprint
 from carrara.data.batches import indices
 from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.phyworld import FPS, FRAMES, KINDS, BallScene, caption, render_balls, sample_balls
+from carrara.data.pond.sampling import Mix
 from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix
 from carrara.recipes.pond import (
-    AUTOENCODER_SCENES,
-    CACHED_SCENES,
-    VALIDATION_SCENES,
     AutoencoderStage,
     DenoiserStage,
     PondRecipe,
 )
-from carrara.recipes.pond_data import encode_clips
-from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Sampling
-from carrara.systems.phases import AutoencoderPhase, CaptionedLatents, DenoiserPhase, PixelBatch
+from carrara.systems.phases import CaptionedLatents, DenoiserPhase, PixelBatch
 from carrara.text.tokenizer import train_tokenizer
 from carrara.training.config import TrainConfig
-from carrara.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -97,46 +90,8 @@ class PhyWorldRecipe(PondRecipe):
     height: int = 64
     world: BallWorld = field(default_factory=BallWorld)
 
-    def source(self, device: torch.device) -> BallSource:
+    def source(self, mix: Mix, device: torch.device) -> BallSource:
         return BallSource(self.shape, self.fps, self.world, device)
-
-    def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
-        """Stage one: single frames first, then whole clips and pieces of more of them in turn."""
-        model = folder / "model"
-        if (model / "config.json").is_file():
-            return model
-        stage = self.autoencoder
-        autoencoder = VideoAutoencoder(stage.model)
-        autoencoder.initialise(torch.Generator().manual_seed(self.seed))
-        autoencoder.to(device)
-        source = self.source(device)
-        stride = max(stage.batch, stage.piece_batch, stage.image_batch)
-
-        def batch(step: int) -> PixelBatch:
-            first = AUTOENCODER_SCENES + step * stride
-            if step < stage.images:
-                return source.pieces(first, stage.image_batch, 1)
-            if step % 2:
-                return source.batch(first, stage.batch)
-            return source.pieces(first, stage.piece_batch, stage.piece_frames)
-
-        validation = source.batch(VALIDATION_SCENES, stage.validation)
-        phase = AutoencoderPhase(autoencoder, batch, validation, stage.loss)
-        return train(phase, stage.train, folder, self._settings("autoencoder"))
-
-    def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
-        """Stage two: the training and the validation clips, rendered and encoded once."""
-        stage = self.denoiser
-        autoencoder = read_autoencoder(trained).to(device)
-        made_by = fingerprint(sorted(trained.iterdir()))
-        caches = []
-        for name, first, count in (
-            ("latents", CACHED_SCENES, stage.clips),
-            ("latents-validation", VALIDATION_SCENES, stage.validation),
-        ):
-            encode_clips(folder / name, self.source(device), autoencoder, first, count, made_by, stage.shard)
-            caches.append(LatentCache.open(folder / name, made_by, device))
-        return caches[0], caches[1]
 
     def denoiser_phase(
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device

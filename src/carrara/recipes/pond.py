@@ -19,24 +19,24 @@ from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, 
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
-from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.recipes.pond_data import (
     Captioning,
+    ClipSource,
     PixelSource,
-    actor_crops,
     encode_clips,
     latent_source,
     train_pond_tokenizer,
 )
+from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES, PixelBatches
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
-from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
+from carrara.systems.phases import AutoencoderPhase, DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
@@ -53,42 +53,24 @@ PICTURED = (
     "a purple box goes up",
 )
 
-# Where the scenes of each use begin, so that no scene is seen twice; evaluation draws from 2**40 on.
-AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES = 0, 2**33, 2**34
-
 
 @dataclass(frozen=True)
-class AutoencoderStage:
-    """How the autoencoder is trained: its shape, its loss, the world's mix.
+class AutoencoderStage(PixelBatches):
+    """How the autoencoder is trained: its shape, its loss, the world's mix, and what it is shown in which order.
 
-    images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
-    them in a step; image_every: after that, every so many steps is one on single frames, or space is forgotten (0:
-    none). batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for whole clips only.
-    With windows, of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch`
-    windows of `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip.
+    validation: clips of the fixed validation batch; start: a training folder whose averaged weights it begins from.
     """
 
     model: VideoAutoencoderConfig
     train: TrainConfig
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     mix: Mix = field(default_factory=Mix)
-    batch: int = 8
-    crop: int = 0
-    crop_batch: int = 8
-    piece_batch: int = 24
-    piece_frames: int = 9
-    per_clip: int = 2
-    images: int = 0
-    image_batch: int = 64
-    image_every: int = 0
     validation: int = 48
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(
-            self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch", "validation"
-        )
-        _at_least(self, 0, "crop", "images", "image_every")
+        super().__post_init__()
+        _at_least(self, 1, "validation")
 
 
 @dataclass(frozen=True)
@@ -124,7 +106,11 @@ class DenoiserStage:
 
 @dataclass(frozen=True)
 class PondRecipe:
-    """Everything that decides the bundled model. device: "cpu", "cuda", or "auto"."""
+    """Everything that decides the bundled model.
+
+    decoder: an autoencoder's folder by `pond-decoder`, whose better decoder the written model gets; device: "cpu",
+    "cuda", or "auto".
+    """
 
     autoencoder: AutoencoderStage
     denoiser: DenoiserStage
@@ -134,15 +120,20 @@ class PondRecipe:
     fps: float = 8.0
     seed: int = 0
     device: str = "auto"
+    decoder: str | None = None
 
     @property
     def shape(self) -> VideoShape:
         return VideoShape(self.frames, self.height, self.width)
 
+    def source(self, mix: Mix, device: torch.device) -> ClipSource:
+        """Clips of the world that is learned."""
+        return PixelSource(self.shape, self.fps, mix, device)
+
     def run(self, folder: Path) -> Path:
         """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
         self.shape.latent(self.autoencoder.model.stride).tokens(self.denoiser.model.patch)
-        device = torch.device(_device(self.device))
+        device = torch.device(chosen_device(self.device))
         trained = self.train_autoencoder(folder / "autoencoder", device)
         cache, validation = self.cache_latents(folder, trained, device)
         return self.train_denoiser(folder / "denoiser", trained, cache, validation, device)
@@ -158,29 +149,9 @@ class PondRecipe:
         if stage.start:
             load_ema(Path(stage.start), autoencoder)
         autoencoder.to(device)
-        source = PixelSource(self.shape, self.fps, stage.mix, device)
-        stride = max(stage.batch, stage.crop_batch, stage.piece_batch, stage.image_batch)
-
-        def batch(step: int) -> PixelBatch:
-            first = AUTOENCODER_SCENES + step * stride
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
-            every = stage.image_every
-            images = step < stage.images or (every > 0 and step % every == 0)
-            turn = (step - step // every if every else step) % 4  # steps on images in between do not count
-            if not stage.crop or turn == 3:
-                if not images:
-                    return source.batch(first, stage.batch)
-                return source.pieces(first, max(1, stage.image_batch // 4), 1)
-            if images:
-                clips = source.pieces(first, max(1, stage.image_batch // stage.per_clip), 1)
-            elif turn == 1:
-                clips = source.batch(first, stage.crop_batch // stage.per_clip)
-            else:
-                clips = source.pieces(first, stage.piece_batch // stage.per_clip, stage.piece_frames)
-            return actor_crops(clips, stage.crop, stage.per_clip, generator)
-
+        source = self.source(stage.mix, device)
         validation = source.batch(VALIDATION_SCENES, stage.validation)
-        phase = AutoencoderPhase(autoencoder, batch, validation, stage.loss)
+        phase = AutoencoderPhase(autoencoder, stage.of(source, self.seed), validation, stage.loss)
         return train(phase, stage.train, folder, self._settings("autoencoder"))
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
@@ -188,7 +159,7 @@ class PondRecipe:
         stage = self.denoiser
         autoencoder = read_autoencoder(trained).to(device)
         made_by = fingerprint(sorted(trained.iterdir()))
-        source = PixelSource(self.shape, self.fps, stage.mix, device)
+        source = self.source(stage.mix, device)
         caches = []
         for name, first, count in (
             ("latents", CACHED_SCENES, stage.clips),
@@ -247,14 +218,26 @@ class PondRecipe:
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
         defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
-        return LatentVideo(
-            read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer, defaults
-        )
+        autoencoder = read_autoencoder(trained)
+        if self.decoder is not None:
+            autoencoder = with_decoder(autoencoder, Path(self.decoder))
+        return LatentVideo(autoencoder.to(device), denoiser.to(device), text.to(device), tokenizer, defaults)
 
     def _settings(self, stage: str) -> dict[str, object]:
         whole = to_dict(self)
         whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
+
+
+def with_decoder(autoencoder: VideoAutoencoder, folder: Path) -> VideoAutoencoder:
+    """The autoencoder of this folder. Raises ValueError unless it encodes as `autoencoder` does, to the bit."""
+    other = read_autoencoder(folder)
+    ours, theirs = autoencoder.state_dict(), other.state_dict()
+    encoding = [name for name in ours if not name.startswith(("decoder.", "from_latents."))]
+    same = other.config == autoencoder.config and all(torch.equal(ours[name], theirs[name]) for name in encoding)
+    if not same:
+        raise ValueError(f"{folder}: its encoder is not this run's; train its decoder from this run's autoencoder")
+    return other
 
 
 def _at_least(stage: object, least: int, *names: str) -> None:
@@ -263,7 +246,8 @@ def _at_least(stage: object, least: int, *names: str) -> None:
             raise ValueError(f"{name}={getattr(stage, name)}: must be at least {least}")
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
+    """The device of this name, "auto" being a GPU where torch sees one. Raises ValueError for one that is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):

@@ -40,6 +40,10 @@ class ClipSource(Protocol):
 
     def render(self, scenes: Sequence[Any], frames: int) -> PixelBatch: ...
 
+    def batch(self, first: int, count: int) -> PixelBatch: ...
+
+    def pieces(self, first: int, count: int, frames: int) -> PixelBatch: ...
+
 
 @dataclass(frozen=True)
 class Captioning:

@@ -27,7 +27,7 @@ from carrara.core.types import VideoShape
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING
 from carrara.data.pond.world import Scene
-from carrara.recipes.pond import PICTURED, _device
+from carrara.recipes.pond import PICTURED, chosen_device
 from carrara.recipes.pond_data import Captioning, PixelSource, latent_source
 from carrara.systems.distill_phase import Distillation, DistillPhase
 from carrara.systems.latent import LatentVideo
@@ -75,7 +75,7 @@ class DistillRecipe:
     def phase(self) -> DistillPhase:
         """The teacher, its student and the clips they meet. Raises ValueError where they do not belong together."""
         teacher = LatentVideo.load(Path(self.teacher), torch.float32)
-        device = torch.device(_device(self.device))
+        device = torch.device(chosen_device(self.device))
         for module in (teacher.denoiser, teacher.text_encoder, teacher.autoencoder):
             module.to(device)
         clips, checked = (open_clips(Path(name), teacher, device) for name in (self.latents, self.validation))

@@ -17,7 +17,7 @@ import torch
 from carrara.core.config import from_dict, nearest, to_dict
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
-from carrara.recipes.pond import PondRecipe, _device
+from carrara.recipes.pond import PondRecipe, chosen_device
 from carrara.training.metrics import read_metrics
 
 
@@ -58,7 +58,7 @@ def open_run(recipe: PondRecipe, run: Path) -> Made:
             f"{run}: no trained autoencoder here; give the folder of a run that has finished its first stage"
         )
     made_by = fingerprint(sorted(trained.iterdir()))
-    device = torch.device(_device(recipe.device))
+    device = torch.device(chosen_device(recipe.device))
     latents, validation = (LatentCache.open(run / name, made_by, device) for name in ("latents", "latents-validation"))
     model = recipe.autoencoder.model
     sides = recipe.shape.latent(model.stride)

@@ -1,0 +1,78 @@
+"""What an autoencoder is shown of the pond, step by step: whole clips, windows around actors, single frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from carrara.data.batches import mix as mix_seed
+from carrara.recipes.pond_data import ClipSource, actor_crops
+from carrara.systems.phases import PixelBatch
+
+# Where the scenes of each use begin, so that no scene is seen twice; evaluation draws from 2**40 on.
+AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES, DECODER_SCENES = 0, 2**33, 2**34, 2**35
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelBatches:
+    """Batches of pixels as a function of the step.
+
+    images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
+    them in a step; image_every: after that, every so many steps is one on single frames, or space is forgotten (0:
+    none). batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for none.
+    With windows, of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch`
+    windows of `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip. Without
+    windows, every other step is on `piece_batch` pieces of `piece_frames`, where clips are longer than that.
+    """
+
+    batch: int = 8
+    crop: int = 0
+    crop_batch: int = 8
+    piece_batch: int = 24
+    piece_frames: int = 9
+    per_clip: int = 2
+    images: int = 0
+    image_batch: int = 64
+    image_every: int = 0
+
+    def __post_init__(self) -> None:
+        for least, names in (
+            (1, ("batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch")),
+            (0, ("crop", "images", "image_every")),
+        ):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+
+    def of(self, source: ClipSource, seed: int, first: int = AUTOENCODER_SCENES) -> Callable[[int], PixelBatch]:
+        """The batch of a step, of scenes from number `first` on that no other step is shown."""
+        stride = max(self.batch, self.crop_batch, self.piece_batch, self.image_batch)
+
+        def at(step: int) -> PixelBatch:
+            scene = first + step * stride
+            every = self.image_every
+            images = step < self.images or (every > 0 and step % every == 0)
+            turn = step - step // every if every else step  # steps on images in between do not count
+            if not self.crop:
+                if images:
+                    return source.pieces(scene, self.image_batch, 1)
+                if turn % 2 or source.shape.frames <= self.piece_frames:
+                    return source.batch(scene, self.batch)
+                return source.pieces(scene, self.piece_batch, self.piece_frames)
+            if turn % 4 == 3:
+                return (
+                    source.pieces(scene, max(1, self.image_batch // 4), 1)
+                    if images
+                    else source.batch(scene, self.batch)
+                )
+            if images:
+                clips = source.pieces(scene, max(1, self.image_batch // self.per_clip), 1)
+            elif turn % 4 == 1:
+                clips = source.batch(scene, self.crop_batch // self.per_clip)
+            else:
+                clips = source.pieces(scene, self.piece_batch // self.per_clip, self.piece_frames)
+            return actor_crops(clips, self.crop, self.per_clip, torch.Generator().manual_seed(mix_seed(seed, step)))
+
+        return at
