@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from carrara.core.config import nearest, read_json
+
+_PIECE = 64 << 20  # bytes of a mapped file that may be converted before it is opened anew
 
 
 @dataclass(frozen=True)
@@ -46,55 +48,131 @@ def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def shard_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files that hold a component's weights, in order. Raises ValueError if there are none."""
+    """The safetensors files that hold a component's weights, in order. Raises ValueError if one or all are missing."""
     whole = folder / f"{stem}.safetensors"
     if whole.is_file():
         return [whole]
     index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder}: no weights here; expected {whole.name} or {index.name}")
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if not names:
+            raise ValueError(f"{index}: names no shards; download the folder again")
+    else:
+        names = _numbered(folder, stem)
+        if not names:
+            raise ValueError(f"{folder}: no weights here; expected {whole.name} or {index.name}")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index}: shard name {name!r} is not a plain .safetensors file name")
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: shard {name} is missing; download the folder again")
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        others = f" ({len(absent)} of {len(names)} are)" if len(absent) > 1 else ""
+        raise ValueError(f"{folder}: shard {absent[0]} is missing{others}; download the folder again")
     return [folder / name for name in names]
 
 
-def load_weights(
-    module: nn.Module, folder: Path, stem: str, table: NameTable | None = None, dtype: torch.dtype | None = None
-) -> None:
-    """Fill a module from a folder's safetensors, tensor by tensor (memory-mapped), and leave nothing unfilled.
+def _numbered(folder: Path, stem: str) -> list[str]:
+    """Without an index: every shard of the number that the names of those that are there promise."""
+    for path in sorted(folder.glob(f"{stem}-*-of-*.safetensors")):
+        if match := re.fullmatch(rf"{re.escape(stem)}-\d+-of-(\d+)\.safetensors", path.name):
+            count, digits = int(match[1]), len(match[1])
+            return [f"{stem}-{i:0{digits}}-of-{match[1]}.safetensors" for i in range(1, count + 1)]
+    return []
 
-    A module on the meta device gets storage as it is filled. Raises ValueError that names the first tensor that is
-    missing, unknown, or of another shape.
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse the few lines that a Git clone leaves in the place of a large file."""
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path}: stands for the file only (a Git LFS pointer); fetch it with: git lfs pull")
+
+
+class Shard(Mapping[str, Tensor]):
+    """A safetensors file as a mapping, in the order on disk. Tensors are views of the mapped file: nothing is read
+    before it is used. Raises ValueError for a file that is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        refuse_pointer(path)
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.offset_keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    stem: str,
+    table: NameTable | None = None,
+    dtype: torch.dtype | None = None,
+    keep: Callable[[str], bool] | None = None,
+) -> None:
+    """Fill a module from a folder's safetensors and leave nothing unfilled; see `fill`."""
+    fill(module, shard_files(folder, stem), Shard, table, dtype, keep)
+
+
+def fill(
+    module: nn.Module,
+    files: Sequence[Path],
+    read: Callable[[Path], Mapping[str, Tensor]],
+    table: NameTable | None = None,
+    dtype: torch.dtype | None = None,
+    keep: Callable[[str], bool] | None = None,
+    skip: Sequence[str] = (),
+) -> None:
+    """Fill a module from files, each read as a mapping of names to tensors, and leave nothing unfilled.
+
+    A module on the meta device gets storage as it is filled: the mapped file itself where the type stays, so that
+    memory holds each weight once. keep: our names that are never narrowed (islands of precision); skip: beginnings of
+    their names that are passed over. Raises ValueError that names the first tensor that is missing, unknown, or of
+    another shape.
     """
     wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     persistent = set(module.state_dict())
     filled: set[str] = set()
-    for path in shard_files(folder, stem):
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for theirs in shard.keys():  # noqa: SIM118 (not a dict)
-                    ours = table.to_ours(theirs) if table else theirs
-                    if ours not in persistent:
-                        known = [table.to_theirs(name) for name in persistent] if table else persistent
-                        raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(theirs, known)}")
-                    value = shard.get_tensor(theirs)
-                    if value.shape != wanted[ours].shape:
-                        raise ValueError(
-                            f"{path}: tensor {theirs!r} has shape {tuple(value.shape)}, "
-                            f"the configuration wants {tuple(wanted[ours].shape)}"
-                        )
-                    _assign(module, ours, value.to(dtype or value.dtype))
-                    filled.add(ours)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from None
+    for path in files:
+        source, converted = read(path), 0
+        for theirs in list(source):
+            if theirs.startswith(tuple(skip)):
+                continue
+            ours = table.to_ours(theirs) if table else theirs
+            if ours not in persistent:
+                known = [table.to_theirs(name) for name in persistent] if table else persistent
+                raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(theirs, known)}")
+            if converted > _PIECE:  # what has been converted is mapped no more once the file is opened anew
+                source, converted = read(path), 0
+            value = source[theirs]
+            if value.shape != wanted[ours].shape:
+                raise ValueError(
+                    f"{path}: tensor {theirs!r} has shape {tuple(value.shape)}, "
+                    f"the configuration wants {tuple(wanted[ours].shape)}"
+                )
+            kept = value.to(_kept_type(value.dtype, dtype, keep is not None and keep(ours)))
+            converted += value.nbytes if kept is not value else 0
+            del value
+            _assign(module, ours, kept)
+            filled.add(ours)
     missing = sorted(persistent - filled)
     if missing:
         name = table.to_theirs(missing[0]) if table else missing[0]
-        raise ValueError(f"{folder}: tensor {name!r} is missing ({len(missing)} in all); is the file whole?")
+        where = files[0].parent if files else "no files"
+        raise ValueError(f"{where}: tensor {name!r} is missing ({len(missing)} in all); is the download complete?")
+
+
+def _kept_type(stored: torch.dtype, wanted: torch.dtype | None, whole: bool) -> torch.dtype:
+    """The type in memory; an island of precision is widened where asked, and never narrowed."""
+    if wanted is None or not stored.is_floating_point:
+        return stored
+    return torch.promote_types(stored, wanted) if whole else wanted
 
 
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:
