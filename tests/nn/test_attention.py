@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from carrara.nn import attention
-from carrara.nn.attention import Attention, attend
+from carrara.nn import attention, packing
+from carrara.nn.attention import Attention, CrossAttention, attend
 from carrara.nn.layers import sinusoid
+from carrara.nn.packing import pack
 from carrara.nn.positions import axis_widths, grid_positions, rotate, rotations
 
 
@@ -85,10 +87,46 @@ def test_queries_and_keys_are_normalised_over_all_heads_together():
 
 
 def test_reading_beforehand_equals_reading_now():
-    layer = Attention(32, 4)
-    x = draw(2, 6, 32)
-    turns = rotations(grid_positions(torch.arange(1.0)[None], 2, 3), 8)
-    assert torch.equal(layer(x, turns), layer(x, turns, keys=layer.read(x, turns)))
+    layer, cross, x = Attention(32, 4), CrossAttention(32, 4), draw(2, 6, 32)
+    cross.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), cross(x, cross.read(x)))
+
+
+def test_an_image_is_attended_to_by_itself_and_added():
+    layer, x, text, image = CrossAttention(32, 4, image=True), draw(2, 6, 32), draw(2, 5, 32, seed=1), draw(2, 9, 32)
+    alone = CrossAttention(32, 4)
+    own = ("k", "v", "norm_k")
+    alone.load_state_dict(
+        {
+            name: layer.state_dict()[name.replace(".", "_image.", 1) if name.split(".")[0] in own else name]
+            for name in alone.state_dict()
+        }
+    )
+    both = layer(x, layer.read(text), image=layer.read_image(image))
+    parts = layer(x, layer.read(text)) + alone(x, alone.read(image)) - layer.o.bias
+    torch.testing.assert_close(both, parts)
+
+
+def test_packed_layers_are_the_same_layers_in_one_product(monkeypatch):
+    layer, x = Attention(32, 4), draw(2, 6, 32)
+    weights = {name: value.clone() for name, value in layer.state_dict().items()}
+    products = []
+    single = packing.linear
+    monkeypatch.setattr(packing, "linear", lambda x, weight, *rest: products.append(weight) or single(x, weight, *rest))
+    with torch.inference_mode():
+        apart = layer(x)
+        assert not products
+        pack((layer.q, layer.k, layer.v))
+        torch.testing.assert_close(layer(x), apart)
+        assert [tuple(weight.shape) for weight in products] == [(96, 32)]
+    assert all(torch.equal(value, weights[name]) for name, value in layer.state_dict().items())
+    layer(x).sum().backward()
+    assert len(products) == 1  # gradients go to the parts
+    assert layer.q.weight.grad is not None
+    layer.k = nn.Linear(32, 32)
+    with torch.inference_mode():
+        layer(x)
+    assert len(products) == 1  # what lies elsewhere is computed by itself
 
 
 def test_sinusoid_is_cosines_then_sines_in_full_precision():

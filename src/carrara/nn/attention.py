@@ -2,6 +2,7 @@
 
 Not standard: queries and keys are normalised over all heads together before the heads are split (Wan), and a key may
 carry a bias, so that r equal keys are one key with bias log r: softmax counts exp(s) r times, or exp(s + log r) once.
+At inference, layers of the same input that lie one after the other in memory (`nn/packing.py`) are one product.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from carrara.nn import fused
 from carrara.nn.layers import Linear, compute_dtype
+from carrara.nn.packing import side_by_side
 
 SHORT = 2048
 """On CPUs, up to this many keys, two plain products beat the streaming kernel (80: 3 times; 1280: 1.2 times)."""
@@ -28,8 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
-class Attention(nn.Module):
-    """Queries from x; keys and values from x itself, or read beforehand from another sequence (`read`)."""
+class Projections(nn.Module):
+    """The layers of an attention, with queries and keys normalised over all heads together."""
 
     def __init__(self, dim: int, heads: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -38,40 +40,76 @@ class Attention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, eps)
         self.norm_k = nn.RMSNorm(dim, eps)
 
+    @property
+    def scale(self) -> float:
+        """The factor 1 / sqrt(c) of the scores, which queries carry."""
+        return (self.q.out_features // self.heads) ** -0.5
+
     def read(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values `b h m c` of a sequence `b m d`."""
-        k = self._heads(self.k(x), self.norm_k, turns)
-        return k, rearrange(self.v(x), "b m (h c) -> b h m c", h=self.heads)
+        return self.normed(self.k(x), self.norm_k, turns), self.split(self.v(x))
 
-    def forward(
-        self,
-        x: Tensor,
-        turns: Tensor | None = None,
-        keys: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """`b n d` -> `b n d`. turns: rotary turns of the tokens; keys: from `read`, else x attends to itself."""
-        q = self._queries(x, turns)
-        k, v = self.read(x, turns) if keys is None else keys
-        return self.o(rearrange(attend(q, k, v, bias), "b h n c -> b n (h c)"))
+    def normed(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """Normalise (in float32), turn, and split into heads in the type that matrices run in."""
+        weight = norm.weight.to(fused.wide(norm.weight.dtype)) * factor
+        return fused.normed_heads(x, weight, turns, self.heads, self.eps, compute_dtype(self.q.weight))
+
+    def split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b m (h c) -> b h m c", h=self.heads)
+
+    def merge(self, heads: Tensor) -> Tensor:
+        return self.o(rearrange(heads, "b h n c -> b n (h c)"))
+
+
+class Attention(Projections):
+    """A sequence attends to itself."""
+
+    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
+        """`b n d` -> `b n d`. turns: rotary turns of the tokens."""
+        q, k, v = side_by_side((self.q, self.k, self.v), x)
+        q = self.normed(q, self.norm_q, turns, self.scale)
+        return self.merge(attend(q, self.normed(k, self.norm_k, turns), self.split(v)))
 
     def weights(self, x: Tensor, turns: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
-        """How much of every token the tokens `queries` take in when x attends to itself: `b h n m`, rows sum to 1.
+        """How much of every token the tokens `queries` take in: `b h n m`, rows sum to 1.
 
         queries: indices of n of the m tokens, all of them if None. For looking inside: `forward` keeps nothing, so
         whoever wants to see computes the weights again from the same x.
         """
-        if queries is None:
-            q = self._queries(x, turns)
-        else:
-            q = self._queries(x[:, queries], turns if turns is None else turns[:, queries])
-        return fused.shares(q, self._heads(self.k(x), self.norm_k, turns))
+        own, own_turns = x, turns
+        if queries is not None:
+            own, own_turns = x[:, queries], turns if turns is None else turns[:, queries]
+        q = self.normed(self.q(own), self.norm_q, own_turns, self.scale)
+        return fused.shares(q, self.normed(self.k(x), self.norm_k, turns))
 
-    def _queries(self, x: Tensor, turns: Tensor | None) -> Tensor:
-        """They carry the factor 1 / sqrt(c) of the scores."""
-        return self._heads(self.q(x), self.norm_q, turns, (x.shape[-1] // self.heads) ** -0.5)
 
-    def _heads(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None, factor: float = 1.0) -> Tensor:
-        """Normalise (in float32), turn, and split into heads in the type that matrices run in."""
-        weight = norm.weight.to(fused.wide(norm.weight.dtype)) * factor
-        return fused.normed_heads(x, weight, turns, self.heads, self.eps, compute_dtype(self.q.weight))
+class CrossAttention(Projections):
+    """A sequence attends to keys that were read beforehand: of a text, and with `image` of an image beside it.
+
+    The image has keys and values of its own layers and a softmax of its own; both answers to the same queries are
+    added before the last layer (Wan 2.1's image-to-video models; "decoupled cross-attention", arXiv:2308.06721).
+    """
+
+    def __init__(self, dim: int, heads: int, eps: float = 1e-6, image: bool = False) -> None:
+        super().__init__(dim, heads, eps)
+        if image:
+            self.k_image, self.v_image = Linear(dim, dim), Linear(dim, dim)
+            self.norm_k_image = nn.RMSNorm(dim, eps)
+
+    def read_image(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `b h m c` of an image's embedded states `b m d`."""
+        return self.normed(self.k_image(x), self.norm_k_image), self.split(self.v_image(x))
+
+    def forward(
+        self,
+        x: Tensor,
+        keys: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+        image: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`b n d` -> `b n d`. keys: from `read`, with a bias `b 1 1 m`; image: from `read_image`."""
+        q = self.normed(self.q(x), self.norm_q, None, self.scale)
+        answer = attend(q, *keys, bias)
+        if image is not None:
+            answer = answer + attend(q, *image)
+        return self.merge(answer)

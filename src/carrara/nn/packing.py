@@ -1,0 +1,49 @@
+"""Linear layers of the same input as one product, where their weights lie one after the other in memory.
+
+`pack` lays them out so, and they stay what they were: separate parameters under their names, now views of one storage.
+`side_by_side` sees from the addresses alone whether that still holds, so nothing can go stale: a layer that was moved,
+cast or replaced since (offloading, fine-tuning) is computed by itself again. Only without gradients, which a view of
+the whole would not carry back to the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from carrara.nn.fused import linear
+from carrara.nn.layers import compute_dtype
+
+
+@torch.inference_mode(False)  # whose tensors could not be trained afterwards
+def pack(layers: Sequence[nn.Linear]) -> None:
+    """Lay weights and biases of layers with the same input out one after the other. Values and names stay."""
+    for name in ("weight", "bias"):
+        own = [getattr(layer, name) for layer in layers]
+        whole = torch.cat([parameter.detach() for parameter in own])
+        for parameter, part in zip(own, whole.split([len(parameter) for parameter in own])):
+            parameter.data = part
+
+
+def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
+    """What every layer makes of x `... i`: by one product where they are packed."""
+    weight = layers[0].weight
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and compute_dtype(weight) == weight.dtype:
+        weights, biases = (_whole([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        if weights is not None and biases is not None:
+            made = linear(x, weights, biases, weight.dtype)
+            return made.split([layer.out_features for layer in layers], dim=-1)
+    return tuple(layer(x) for layer in layers)
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose consecutive rows the parts are, or None where they are not."""
+    first = parts[0]
+    storage, address = first.untyped_storage().data_ptr(), first.data_ptr()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != storage or part.data_ptr() != address or not part.is_contiguous():
+            return None
+        address += part.nbytes
+    return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
