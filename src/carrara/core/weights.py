@@ -17,6 +17,9 @@ from carrara.core.config import nearest, read_json
 
 _PIECE = 64 << 20  # bytes of a mapped file that may be converted before it is opened anew
 
+Names = Callable[[str], bool]
+"""Some names of tensors, told from all others."""
+
 
 @dataclass(frozen=True)
 class NameTable:
@@ -114,10 +117,11 @@ def load_weights(
     stem: str,
     table: NameTable | None = None,
     dtype: torch.dtype | None = None,
-    keep: Callable[[str], bool] | None = None,
+    keep: Names | None = None,
+    skip: Names | None = None,
 ) -> None:
     """Fill a module from a folder's safetensors and leave nothing unfilled; see `fill`."""
-    fill(module, shard_files(folder, stem), Shard, table, dtype, keep)
+    fill(module, shard_files(folder, stem), Shard, table, dtype, keep, skip)
 
 
 def fill(
@@ -126,14 +130,14 @@ def fill(
     read: Callable[[Path], Mapping[str, Tensor]],
     table: NameTable | None = None,
     dtype: torch.dtype | None = None,
-    keep: Callable[[str], bool] | None = None,
-    skip: Sequence[str] = (),
+    keep: Names | None = None,
+    skip: Names | None = None,
 ) -> None:
     """Fill a module from files, each read as a mapping of names to tensors, and leave nothing unfilled.
 
     A module on the meta device gets storage as it is filled: the mapped file itself where the type stays, so that
-    memory holds each weight once. keep: our names that are never narrowed (islands of precision); skip: beginnings of
-    their names that are passed over. Raises ValueError that names the first tensor that is missing, unknown, or of
+    memory holds each weight once. keep: our names that are never narrowed (islands of precision); skip: their names
+    that are passed over. Raises ValueError that names the first tensor that is missing, unknown, or of
     another shape.
     """
     wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -142,7 +146,7 @@ def fill(
     for path in files:
         source, converted = read(path), 0
         for theirs in list(source):
-            if theirs.startswith(tuple(skip)):
+            if skip is not None and skip(theirs):
                 continue
             ours = table.to_ours(theirs) if table else theirs
             if ours not in persistent:
