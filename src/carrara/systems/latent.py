@@ -14,11 +14,13 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from carrara.autoencoders.causal import State
 from carrara.autoencoders.video import VideoAutoencoder, chunk_frames
 from carrara.core.config import choose
 from carrara.core.types import Keyframes, Stride, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
-from carrara.diffusion.fields import held_levels, hold
+from carrara.diffusion.conditioning import Start, cut, keep_known
+from carrara.diffusion.fields import held_levels
 from carrara.diffusion.grids import (
     Denoise,
     Grid,
@@ -29,12 +31,12 @@ from carrara.diffusion.grids import (
     wan_grid,
 )
 from carrara.diffusion.guidance import Guidance, guide
-from carrara.diffusion.predictions import to_denoised
+from carrara.diffusion.predictions import add_noise, to_denoised
 from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample_generators
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
-__all__ = ["GRIDS", "Defaults", "Known", "LatentVideo", "Sampling", "chunk_frames"]
+__all__ = ["GRIDS", "Defaults", "Known", "LatentVideo", "Sampling", "Start", "chunk_frames"]
 
 GRIDS: dict[str, Callable[[int, float], Grid]] = {
     "diffusers-unipc": diffusers_unipc_grid,
@@ -102,11 +104,13 @@ class Defaults:
 class Known:
     """Latents to keep while sampling: values `b c f h w` and a bool mask `b f h w`, True where kept.
 
-    A token covers a patch of latents; it is told that it is clean where all of its patch is kept.
+    A token covers a patch of latents; it is told that it is clean where all of its patch is kept. by: "hold", or a way
+    for a model that knows one level only, see `diffusion.conditioning`.
     """
 
     latents: Tensor
     mask: Tensor
+    by: str = "hold"
 
 
 class LatentVideo:
@@ -171,7 +175,6 @@ class LatentVideo:
         ids, mask = self.tokenizer.encode(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
 
-    @torch.inference_mode()
     def sample(
         self,
         prompts: Sequence[str],
@@ -183,39 +186,45 @@ class LatentVideo:
         known: Known | None = None,
         keyframes: Keyframes | None = None,
         watch: Watch | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Draw normalised latents `b c f h w`, one prompt and one seed each.
 
-        `known` latents are held at level 0 (a beginning, a region); `keyframes` are frames known at other times.
-        `watch` is shown every evaluation and changes nothing.
+        `known` latents are kept (a beginning, a region); `keyframes` are frames known at other times; sampling begins
+        at `start`, where given, instead of at pure noise. `watch` is shown every evaluation and changes nothing.
         Raises ValueError for a shape that the model cannot make or an unknown sampler.
         """
-        sampler = choose("sampler", sampling.sampler, SAMPLERS)
-        latent = shape.latent(self.stride)
-        latent.tokens(self.patch)
-        grid = sampling.points()
-        generators = sample_generators(seeds)
-        noise = draw_noise((self.latent_channels, latent.frames, latent.height, latent.width), generators)
-        noise = noise.to(self.device)
-        guidance = Guidance(sampling.guidance, sampling.interval, sampling.rescale)
-        denoise = self._denoise(self.read(prompts), known, keyframes)
-        if not guidance.off:
-            unconditional = self._denoise(self.read([negative] * len(prompts)), known, keyframes)
-            denoise = guide(denoise, unconditional, guidance)
-        if known is not None:
-            denoise = hold(denoise, known.latents, known.mask)
-        if progress is not None:
-            denoise = _counted(denoise, progress, evaluations(sampling.sampler, sampling.steps))
-        if watch is not None:
-            denoise = _watched(denoise, watch)
-        return sampler(denoise, noise, grid, generators)
+        gradients = known is not None and known.by == "guide"
+        with torch.inference_mode(not gradients), torch.no_grad():
+            sampler = choose("sampler", sampling.sampler, SAMPLERS)
+            latent = shape.latent(self.stride)
+            latent.tokens(self.patch)
+            grid = sampling.points()
+            generators = sample_generators(seeds)
+            noise = draw_noise((self.latent_channels, latent.frames, latent.height, latent.width), generators)
+            x = noise = noise.to(self.device)
+            if start is not None:
+                grid = cut(grid, start.level)
+                x = add_noise(start.latents, noise, grid.points[0].alpha, grid.points[0].sigma)
+            guidance = Guidance(sampling.guidance, sampling.interval, sampling.rescale)
+            denoise = self._denoise(self.read(prompts), known, keyframes)
+            if not guidance.off:
+                unconditional = self._denoise(self.read([negative] * len(prompts)), known, keyframes)
+                denoise = guide(denoise, unconditional, guidance)
+            if known is not None:
+                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise)
+            if progress is not None:
+                denoise = _counted(denoise, progress, evaluations(sampling.sampler, grid.steps))
+            if watch is not None:
+                denoise = _watched(denoise, watch)
+            return sampler(denoise, x, grid, generators)
 
     def _denoise(self, text: TextStates, known: Known | None, keyframes: Keyframes | None) -> Denoise:
         """The network as a function from (x, grid point) to denoised latents; its text keys are computed once."""
         keys = self.denoiser.read_text(text)
         _, rows, columns = self.patch
         held = None
-        if known is not None:
+        if known is not None and known.by == "hold":
             held = reduce(known.mask, "b f (h p) (w q) -> b (f h w)", "min", p=rows, q=columns)
 
         def denoise(x: Tensor, point: GridPoint) -> Tensor:
@@ -229,7 +238,17 @@ class LatentVideo:
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""
-        return self.autoencoder.decode_chunks(latents)
+        return (video for video, _ in self.decode_more(latents))
+
+    def decode_more(self, latents: Tensor, state: State | None = None) -> Iterator[tuple[Tensor, State]]:
+        """The next latents of a clip as chunks `b 3 t h w`, each with the state from which decoding goes on behind it.
+
+        state: None at the clip's beginning. However the latents are cut, the frames are those of the whole clip.
+        """
+        for part in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
+            with torch.no_grad():
+                video, state = self.autoencoder.decode_chunk(part, state)
+            yield video, state
 
 
 def _watched(denoise: Denoise, watch: Watch) -> Denoise:
