@@ -40,6 +40,8 @@ class Request:
     grid: str | None = None
     rescale: float | None = None
     interval: tuple[float, float] | None = None
+    low_guidance: float | None = None
+    reuse: float | None = None
     model: str = "pond"
 
     @classmethod
@@ -145,6 +147,8 @@ def _sampling(request: Request, default: Sampling) -> Sampling:
     sampling = replace(default, **named)
     _check_number("steps", sampling.steps, 1, 1000, whole=True)
     _check_number("guidance", sampling.guidance, 0, 100)
+    if sampling.low_guidance is not None:
+        _check_number("low_guidance", sampling.low_guidance, 0, 100)
     _check_number("shift", sampling.shift, 0.01, 100)
     _check_number("rescale", sampling.rescale, 0, 1)
     choose("sampler", str(sampling.sampler), SAMPLERS)

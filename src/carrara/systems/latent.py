@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from carrara.autoencoders.causal import State
@@ -19,8 +18,8 @@ from carrara.autoencoders.video import VideoAutoencoder, chunk_frames
 from carrara.core.config import choose
 from carrara.core.types import Keyframes, Stride, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
+from carrara.denoisers.first_block import check_threshold
 from carrara.diffusion.conditioning import Start, cut, keep_known
-from carrara.diffusion.fields import held_levels
 from carrara.diffusion.grids import (
     Denoise,
     Grid,
@@ -30,13 +29,15 @@ from carrara.diffusion.grids import (
     flow_grid,
     wan_grid,
 )
-from carrara.diffusion.guidance import Guidance, guide
-from carrara.diffusion.predictions import add_noise, to_denoised
+from carrara.diffusion.guidance import Guidance
+from carrara.diffusion.predictions import add_noise
 from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample_generators
+from carrara.systems.denoising import Given, ImageContext, guided
+from carrara.systems.experts import Experts
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
-__all__ = ["GRIDS", "Defaults", "Known", "LatentVideo", "Sampling", "Start", "chunk_frames"]
+__all__ = ["GRIDS", "Defaults", "ImageContext", "Known", "LatentVideo", "Sampling", "Start", "chunk_frames"]
 
 GRIDS: dict[str, Callable[[int, float], Grid]] = {
     "diffusers-unipc": diffusers_unipc_grid,
@@ -52,7 +53,11 @@ Watch = Callable[[GridPoint, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How latents are drawn: solver, its grid and the guidance. The defaults are what diffusers runs for Wan."""
+    """How latents are drawn: solver, its grid and the guidance. The defaults are what diffusers runs for Wan.
+
+    low_guidance: of the expert for low noise, where there are two; None: the same;
+    reuse: relative change of the first block up to which the rest of the network is skipped; 0 never, and is exact.
+    """
 
     steps: int = 50
     guidance: float = 5.0
@@ -61,10 +66,13 @@ class Sampling:
     grid: str = "diffusers-unipc"
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
+    low_guidance: float | None = None
+    reuse: float = 0.0
 
     def __post_init__(self) -> None:
         choose("sampler", self.sampler, SAMPLERS)
         choose("grid", self.grid, GRIDS)
+        check_threshold(self.reuse)
 
     def points(self) -> Grid:
         """The sampling grid. Raises ValueError for an unknown grid."""
@@ -124,6 +132,8 @@ class LatentVideo:
         tokenizer: Tokenizer,
         defaults: Defaults | None = None,
         fingerprint: str = "",
+        low_denoiser: DiT | None = None,
+        boundary: float = 0.875,
     ) -> None:
         self.autoencoder = autoencoder
         self.denoiser = denoiser
@@ -131,6 +141,7 @@ class LatentVideo:
         self.tokenizer = tokenizer
         self.defaults = defaults or Defaults()
         self.fingerprint = fingerprint
+        self.low_denoiser, self.boundary = low_denoiser, boundary
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentVideo:
@@ -144,6 +155,11 @@ class LatentVideo:
         from carrara.systems.folder import write_folder
 
         write_folder(self, Path(folder), dtype)
+
+    @property
+    def network(self) -> DiT | Experts:
+        """What answers while sampling: the denoiser; with a second one for levels below the boundary, both."""
+        return Experts(self.denoiser, self.low_denoiser, self.boundary) if self.low_denoiser else self.denoiser
 
     @property
     def stride(self) -> Stride:
@@ -187,11 +203,13 @@ class LatentVideo:
         keyframes: Keyframes | None = None,
         watch: Watch | None = None,
         start: Start | None = None,
+        image: ImageContext | None = None,
     ) -> Tensor:
         """Draw normalised latents `b c f h w`, one prompt and one seed each.
 
         `known` latents are kept (a beginning, a region); `keyframes` are frames known at other times; sampling begins
         at `start`, where given, instead of at pure noise. `watch` is shown every evaluation and changes nothing.
+        `image` is what an image-to-video network reads of its image.
         Raises ValueError for a shape that the model cannot make or an unknown sampler.
         """
         gradients = known is not None and known.by == "guide"
@@ -207,10 +225,16 @@ class LatentVideo:
                 grid = cut(grid, start.level)
                 x = add_noise(start.latents, noise, grid.points[0].alpha, grid.points[0].sigma)
             guidance = Guidance(sampling.guidance, sampling.interval, sampling.rescale)
-            denoise = self._denoise(self.read(prompts), known, keyframes)
-            if not guidance.off:
-                unconditional = self._denoise(self.read([negative] * len(prompts)), known, keyframes)
-                denoise = guide(denoise, unconditional, guidance)
+            held = None if known is None or known.by != "hold" else known.mask
+            denoise = guided(
+                self.network,
+                self.read(prompts),
+                lambda: self.read([negative] * len(prompts)),
+                guidance,
+                sampling.low_guidance,
+                Given(held, keyframes, image or ImageContext()),
+                sampling.reuse,
+            )
             if known is not None:
                 denoise = keep_known(known.by, denoise, known.latents, known.mask, noise)
             if progress is not None:
@@ -218,23 +242,6 @@ class LatentVideo:
             if watch is not None:
                 denoise = _watched(denoise, watch)
             return sampler(denoise, x, grid, generators)
-
-    def _denoise(self, text: TextStates, known: Known | None, keyframes: Keyframes | None) -> Denoise:
-        """The network as a function from (x, grid point) to denoised latents; its text keys are computed once."""
-        keys = self.denoiser.read_text(text)
-        _, rows, columns = self.patch
-        held = None
-        if known is not None and known.by == "hold":
-            held = reduce(known.mask, "b f (h p) (w q) -> b (f h w)", "min", p=rows, q=columns)
-
-        def denoise(x: Tensor, point: GridPoint) -> Tensor:
-            if held is None:
-                t = torch.full((x.shape[0],), point.told, dtype=torch.float64, device=x.device)
-            else:
-                t = held_levels(held, point.told)
-            return to_denoised("flow", self.denoiser(x, t, keys, keyframes), x, point.alpha, point.sigma)
-
-        return denoise
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""
