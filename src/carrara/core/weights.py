@@ -19,6 +19,8 @@ _PIECE = 64 << 20  # bytes of a mapped file that may be converted before it is o
 
 Names = Callable[[str], bool]
 """Some names of tensors, told from all others."""
+Reader = Callable[[Path], Mapping[str, Tensor]]
+"""A file of weights as a mapping that reads a tensor when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def load_weights(
 def fill(
     module: nn.Module,
     files: Sequence[Path],
-    read: Callable[[Path], Mapping[str, Tensor]],
+    read: Reader,
     table: NameTable | None = None,
     dtype: torch.dtype | None = None,
     keep: Names | None = None,
@@ -137,43 +139,60 @@ def fill(
 
     A module on the meta device gets storage as it is filled: the mapped file itself where the type stays, so that
     memory holds each weight once. keep: our names that are never narrowed (islands of precision); skip: their names
-    that are passed over. Raises ValueError that names the first tensor that is missing, unknown, or of
-    another shape.
+    that are passed over. Raises ValueError before anything is filled, as `check` does.
     """
-    wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    persistent = set(module.state_dict())
-    filled: set[str] = set()
+    check(module, files, read, table, skip)
     for path in files:
         source, converted = read(path), 0
         for theirs in list(source):
             if skip is not None and skip(theirs):
                 continue
-            ours = table.to_ours(theirs) if table else theirs
-            if ours not in persistent:
-                known = [table.to_theirs(name) for name in persistent] if table else persistent
-                raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(theirs, known)}")
             if converted > _PIECE:  # what has been converted is mapped no more once the file is opened anew
                 source, converted = read(path), 0
+            ours = table.to_ours(theirs) if table else theirs
             value = source[theirs]
+            kept = value.to(kept_type(value.dtype, dtype, keep is not None and keep(ours)))
+            converted += value.nbytes if kept is not value else 0
+            del value
+            _assign(module, ours, kept)
+
+
+def check(
+    module: nn.Module,
+    files: Sequence[Path],
+    read: Reader,
+    table: NameTable | None = None,
+    skip: Names | None = None,
+) -> None:
+    """Whether files hold exactly the tensors of a module, by name and shape; nothing is read but their headers.
+
+    Raises ValueError that names the first tensor that is missing, unknown, or of another shape.
+    """
+    wanted = module.state_dict()
+    missing = set(wanted)
+    for path in files:
+        for theirs, value in read(path).items():
+            if skip is not None and skip(theirs):
+                continue
+            ours = table.to_ours(theirs) if table else theirs
+            if ours not in wanted:
+                known = [table.to_theirs(name) for name in wanted] if table else wanted
+                raise ValueError(f"{path}: unknown tensor {theirs!r}; {nearest(theirs, known)}")
             if value.shape != wanted[ours].shape:
                 raise ValueError(
                     f"{path}: tensor {theirs!r} has shape {tuple(value.shape)}, "
                     f"the configuration wants {tuple(wanted[ours].shape)}"
                 )
-            kept = value.to(_kept_type(value.dtype, dtype, keep is not None and keep(ours)))
-            converted += value.nbytes if kept is not value else 0
-            del value
-            _assign(module, ours, kept)
-            filled.add(ours)
-    missing = sorted(persistent - filled)
+            missing.discard(ours)
     if missing:
-        name = table.to_theirs(missing[0]) if table else missing[0]
+        first = min(missing)
+        name = table.to_theirs(first) if table else first
         where = files[0].parent if files else "no files"
         raise ValueError(f"{where}: tensor {name!r} is missing ({len(missing)} in all); is the download complete?")
 
 
-def _kept_type(stored: torch.dtype, wanted: torch.dtype | None, whole: bool) -> torch.dtype:
-    """The type in memory; an island of precision is widened where asked, and never narrowed."""
+def kept_type(stored: torch.dtype, wanted: torch.dtype | None, whole: bool) -> torch.dtype:
+    """The type in memory of a tensor stored so; an island of precision is widened where asked, and never narrowed."""
     if wanted is None or not stored.is_floating_point:
         return stored
     return torch.promote_types(stored, wanted) if whole else wanted
@@ -213,4 +232,20 @@ def fingerprint(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def sampled_fingerprint(paths: Iterable[Path], block: int = 1 << 16, blocks: int = 64) -> str:
+    """SHA-256 over files' sizes and over blocks of each, first, last and evenly between, as hex.
+
+    For files of many gigabytes: another model is told apart, a few flipped bits between the blocks are not.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for i in range(blocks):
+                file.seek((size - block) * i // (blocks - 1) if size > block else 0)
+                digest.update(file.read(block))
     return digest.hexdigest()

@@ -1,12 +1,12 @@
 """A model folder: the diffusers layout, so that public checkpoints run here and models trained here run there.
 
-`model_index.json`, `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; safetensors only. One file is
-ours and ignored elsewhere: `carrara.json`, the clip and the sampling that the model was made for.
+`model_index.json`, `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; of Wan's larger models also
+`transformer_2/` and `image_encoder/`; safetensors only. One file is ours and ignored elsewhere: `carrara.json`, the
+clip and the sampling that the model was made for. The layout in which Wan was published is read too (`original.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ import torch
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.autoencoders.video_weights import diffusers_names
-from carrara.core.config import from_dict, nearest, read_json, to_dict, write_json
-from carrara.core.weights import fingerprint, load_weights, save_weights, shard_files
-from carrara.denoisers.dit import DiT, DiTConfig
+from carrara.core.config import read_json, to_dict, write_json
+from carrara.core.weights import load_weights, save_weights
 from carrara.denoisers.dit_weights import DIFFUSERS as DENOISER_NAMES
-from carrara.systems.latent import Defaults, LatentVideo
-from carrara.text.encoder import TextEncoder
-from carrara.text.tokenizer import Tokenizer
+from carrara.systems.diffusers_layout import WEIGHTS, recognise_diffusers
+from carrara.systems.latent import LatentVideo
+from carrara.systems.original import is_original, recognise_original
+from carrara.systems.parts import ModelFolder
 
-WEIGHTS = "diffusion_pytorch_model"
 VERSION = {"_diffusers_version": "0.36.0"}
 INDEX: dict[str, Any] = {
     "_class_name": "WanPipeline",
@@ -37,72 +36,48 @@ INDEX: dict[str, Any] = {
     "transformer_2": [None, None],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def read_folder(folder: Path, dtype: torch.dtype) -> LatentVideo:
-    """Load every part. Raises ValueError that names the first thing that is missing, foreign or damaged."""
-    check_layout(folder)
-    with torch.device("meta"):
-        denoiser = DiT(DiTConfig.from_diffusers(read_json(folder / "transformer/config.json")))
-    load_weights(denoiser, folder / "transformer", WEIGHTS, DENOISER_NAMES, dtype)
-    autoencoder = read_autoencoder(folder / "vae", dtype)
-    text_encoder = TextEncoder.load(folder / "text_encoder", dtype)
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    for module in (denoiser, autoencoder, text_encoder):
-        module.eval().requires_grad_(False)
-    if denoiser.config.in_channels != autoencoder.latent_channels:
-        raise ValueError(
-            f"{folder}: the transformer takes {denoiser.config.in_channels} channels and the autoencoder makes "
-            f"{autoencoder.latent_channels}; these parts do not belong together"
-        )
+def read_folder(folder: Path, dtype: torch.dtype | None = None) -> LatentVideo:
+    """Load every part of a folder in either layout; dtype None is float32 for models made here, else as published.
+
+    Raises ValueError that names the first thing that is missing, foreign or damaged, before anything is loaded.
+    """
+    return assemble(recognise(folder), dtype)
+
+
+def assemble(found: ModelFolder, dtype: torch.dtype | None = None) -> LatentVideo:
+    """The system that a recognised folder holds."""
+    parts = found.parts(dtype)
     return LatentVideo(
-        autoencoder, denoiser, text_encoder, tokenizer, read_defaults(folder), fingerprint(weight_files(folder))
+        parts.autoencoder,
+        parts.denoiser,
+        parts.text_encoder,
+        parts.tokenizer,
+        parts.defaults,
+        parts.fingerprint,
+        low_denoiser=parts.low_denoiser,
+        boundary=parts.kind.boundary or 0.0,
     )
 
 
-def check_layout(folder: Path) -> None:
-    """Refuse what is not a folder of a text-to-video pipeline, saying what it is instead and what is missing."""
+def recognise(folder: Path) -> ModelFolder:
+    """What a folder is, by what is in it; reads its configuration only. Raises ValueError for what does not run."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder}: not a model folder, for it has no model_index.json; give the one that holds it")
-    index = read_json(folder / "model_index.json")
-    name = index.get("_class_name", "")
-    if name != INDEX["_class_name"]:
-        raise ValueError(f"{folder}: a {name or 'nameless'} folder; Carrara runs {INDEX['_class_name']} folders")
-    if index.get("expand_timesteps") or index.get("boundary_ratio") is not None:
-        raise ValueError(f"{folder}: Wan 2.2's per-token times and pairs of experts do not run here yet")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(f"{folder}: no {missing[0]}/ in it; is the download complete?")
-
-
-def read_defaults(folder: Path) -> Defaults:
-    """The model's own defaults, else Wan's with the shift that the folder's scheduler asks for."""
-    own = folder / "carrara.json"
-    if own.is_file():
-        return from_dict(Defaults, read_json(own).get("defaults", {}), str(own))
-    scheduler = read_json(folder / "scheduler/scheduler_config.json")
-    name = scheduler.get("_class_name", "")
-    if name not in ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
-        known = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
-        raise ValueError(f"{folder}/scheduler: unknown scheduler {name!r}; {nearest(name, known)}")
-    euler = name.startswith("FlowMatch")
-    sampling = replace(
-        Defaults().sampling,
-        shift=float(scheduler.get("shift" if euler else "flow_shift") or 1.0),
-        sampler="euler" if euler else "unipc",
-        grid="diffusers-euler" if euler else "diffusers-unipc",
+    if (folder / "model_index.json").is_file():
+        return recognise_diffusers(folder)
+    if is_original(folder):
+        return recognise_original(folder)
+    if (folder.parent / "model_index.json").is_file():
+        raise ValueError(f"{folder}: a part of a model; give the folder above, {folder.parent}")
+    if snapshots := sorted(path.parent for path in folder.glob("snapshots/*/model_index.json")):
+        raise ValueError(f"{folder}: a cache of the hub; give the model in it, {snapshots[-1]}")
+    inside = sorted(path.parent for path in folder.glob("*/model_index.json"))
+    hint = f"give a model in it, {inside[0]}" if inside else "give the one that holds it"
+    raise ValueError(
+        f"{folder}: not a model folder, for it has no model_index.json, and not Wan's own files either; {hint}"
     )
-    return replace(Defaults(), sampling=sampling)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Every file whose bytes decide what the model makes, in a fixed order."""
-    files = [path for part in ("transformer", "vae") for path in shard_files(folder / part, WEIGHTS)]
-    files += shard_files(folder / "text_encoder", "model")
-    return [*files, *sorted((folder / "tokenizer").glob("*.json"))]
 
 
 def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype) -> None:

@@ -18,8 +18,8 @@ from carrara.core.config import read_json, write_json
 from carrara.core.types import TextStates
 from carrara.core.weights import NameTable, load_weights, save_weights
 
-# Some folders hold the tied table under its second name, or under both.
-_TIED = NameTable([("shared", "shared"), ("shared", "encoder.embed_tokens")])
+# Names in folders: some hold the tied table under its second name, or under both.
+TIED = NameTable([("shared", "shared"), ("shared", "encoder.embed_tokens")])
 # What an UMT5 config.json means where it is silent.
 _SILENT = {"vocab_size": 250112, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
 
@@ -116,5 +116,5 @@ class TextEncoder(nn.Module):
         config = TextEncoderConfig.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
         with torch.device("meta"):
             encoder = cls(config)
-        load_weights(encoder, folder, "model", table=_TIED, dtype=dtype)
+        load_weights(encoder, folder, "model", table=TIED, dtype=dtype)
         return encoder.eval()
