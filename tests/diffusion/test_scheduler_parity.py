@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from carrara.diffusion.grids import diffusers_euler_grid, diffusers_unipc_grid, wan_grid
+from carrara.diffusion.grids import diffusers_euler_grid, diffusers_unipc_grid, wan_dpmpp_grid, wan_grid
 from carrara.diffusion.predictions import to_denoised
-from carrara.diffusion.samplers import euler, sample_noise, unipc
+from carrara.diffusion.samplers import dpmpp_2m, euler, sample_noise, unipc
 
 SHIFTS = [1.0, 3.0, 5.0]
 STEPS = [1, 2, 3, 4, 5, 10, 20, 30, 50]
@@ -83,3 +83,28 @@ def test_the_original_grid_of_wan_at_50_steps_and_shift_5():
     assert grid.sigmas[0].item() == pytest.approx(5 * 0.999 / (1 + 4 * 0.999), abs=1e-7)
     assert grid.sigmas[-1] == 0
     assert not grid.sigmas.equal(diffusers_unipc_grid(50, 5.0).sigmas)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [2, 3, 10, 20, 50])
+def test_the_original_dpm_solver_agrees_on_its_own_grid(steps):
+    """The solver of diffusers, of which Wan's is a copy, on the levels that Wan gives it: the first is exactly 1."""
+    grid = wan_dpmpp_grid(steps, 5.0)
+    assert grid.sigmas[0] == 1
+    assert grid.told[0] == 1
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = grid.sigmas.float()
+    scheduler.timesteps = (grid.told * 1000).round().long()
+    scheduler.num_inference_steps = steps
+    noise = wanted = sample_noise((4, 3, 6, 6), [1, 2])
+    for timestep in scheduler.timesteps:
+        wanted = scheduler.step(network(wanted, timestep.item()), timestep, wanted, return_dict=False)[0]
+    assert relative(ours(dpmpp_2m, noise, grid), wanted) < 1e-5
+
+
+def test_the_grids_of_the_public_weights_differ():
+    grids = [make(50, 5.0) for make in (diffusers_unipc_grid, wan_grid, wan_dpmpp_grid)]
+    last = [grid.sigmas[-2].item() for grid in grids]
+    assert last == pytest.approx([0.0968, 0.0925, 0.0926], abs=5e-5)
+    assert [grid.sigmas[0].item() for grid in grids] == pytest.approx([1 - 1e-6, 0.9998, 1.0], abs=5e-7)

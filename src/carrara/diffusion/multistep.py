@@ -31,12 +31,15 @@ def first_order_step(x: Tensor, denoised: Tensor, here: GridPoint, there: GridPo
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, grid: Grid, generator: object = None) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates from the last two estimates. Draws no noise."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates from the last two estimates. Draws no noise.
+
+    Behind a first point at alpha 0, where l is minus infinity, the extrapolation's weight is its limit, 0.
+    """
     before: tuple[GridPoint, Tensor] | None = None
     for here, there in grid:
         denoised = denoise(x, here)
         ahead = denoised
-        if before is not None and there.sigma > 0:
+        if before is not None and before[0].alpha > 0 and there.sigma > 0:
             behind = _l(here) - _l(before[0])
             ahead = denoised + (_l(there) - _l(here)) / (2 * behind) * (denoised - before[1])
         x = first_order_step(x, ahead, here, there)

@@ -27,6 +27,7 @@ from carrara.diffusion.grids import (
     diffusers_euler_grid,
     diffusers_unipc_grid,
     flow_grid,
+    wan_dpmpp_grid,
     wan_grid,
 )
 from carrara.diffusion.guidance import Guidance
@@ -43,6 +44,7 @@ GRIDS: dict[str, Callable[[int, float], Grid]] = {
     "diffusers-unipc": diffusers_unipc_grid,
     "diffusers-euler": diffusers_euler_grid,
     "wan": wan_grid,
+    "wan-dpmpp": wan_dpmpp_grid,
     "flow": flow_grid,
 }
 
