@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carrara.diffusion.schedules import Schedule, check_shift
+from carrara.diffusion.schedules import CosineVP, Schedule, check_shift
 
 FOREIGN_STEPS = 1000  # the integer time scale of Wan and diffusers
 
@@ -145,6 +145,13 @@ def vp_grid(schedule: Schedule, steps: int, spacing: Literal["time", "log_snr"] 
         raise ValueError(f"unknown spacing {spacing!r}; known: time, log_snr")
     alphas, sigmas = torch.cat([schedule.alpha(t), ends[:1]]), torch.cat([schedule.sigma(t), ends[1:]])
     return Grid(alphas, sigmas, t)
+
+
+def cosine_grid(steps: int, shift: float = 1.0) -> Grid:
+    """The cosine schedule of the Google video papers, evenly in its time. It is not shifted."""
+    if shift != 1:
+        raise ValueError(f"shift={shift}: the cosine grid has none; use shift=1")
+    return vp_grid(CosineVP(), steps)
 
 
 def _check(steps: int, shift: float) -> None:

@@ -24,6 +24,7 @@ from carrara.diffusion.grids import (
     Denoise,
     Grid,
     GridPoint,
+    cosine_grid,
     diffusers_euler_grid,
     diffusers_unipc_grid,
     flow_grid,
@@ -46,6 +47,7 @@ GRIDS: dict[str, Callable[[int, float], Grid]] = {
     "wan": wan_grid,
     "wan-dpmpp": wan_dpmpp_grid,
     "flow": flow_grid,
+    "cosine": cosine_grid,
 }
 
 Progress = Callable[[int, int], None]
