@@ -1,5 +1,6 @@
 """The whole recipe in small: from nothing to a model folder that generates, resumed where it stopped."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,22 @@ def test_a_finished_run_is_not_trained_again(trained):
     before = (folder / "autoencoder/model/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     RECIPES["pond-tiny"]().run(folder)
     assert (folder / "autoencoder/model/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_denoiser_begins_where_another_run_ended(trained, tmp_path):
+    folder, model = trained
+    for name in ("autoencoder", "latents", "latents-validation"):
+        shutil.copytree(folder / name, tmp_path / name)
+    recipe = RECIPES["pond-tiny"]()
+    still = replace(recipe.denoiser.train, steps=1, learning_rate=1e-9)
+    stage = replace(recipe.denoiser, start=str(folder / "denoiser"), train=still)
+    again = LatentVideo.load(replace(recipe, denoiser=stage).run(tmp_path))
+    past = LatentVideo.load(model).denoiser.state_dict()
+    assert all(torch.allclose(value, past[name], atol=1e-6) for name, value in again.denoiser.state_dict().items())
+
+    with pytest.raises(ValueError, match="nowhere"):
+        replace(recipe, denoiser=replace(stage, start="nowhere")).run(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(trained):

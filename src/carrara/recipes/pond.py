@@ -80,7 +80,8 @@ class DenoiserStage:
     model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
     clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
     fields: shares of the kinds of noise field; times: how noise levels are drawn; alignment: of middle features with
-    what the clips truly show; sampling: what the finished model does by default.
+    what the clips truly show; sampling: what the finished model does by default; start: a training folder of such a
+    model whose averaged weights it begins from, on other clips or by another schedule.
     """
 
     model: DiTConfig
@@ -97,6 +98,7 @@ class DenoiserStage:
     times: TimeDraw = field(default_factory=TimeDraw)
     alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
+    start: str | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
@@ -133,6 +135,9 @@ class PondRecipe:
     def run(self, folder: Path) -> Path:
         """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
         self.shape.latent(self.autoencoder.model.stride).tokens(self.denoiser.model.patch)
+        for start in (self.autoencoder.start, self.denoiser.start):
+            if start and not Path(start).exists():
+                raise ValueError(f"start={start!r}: no such training folder")
         device = torch.device(chosen_device(self.device))
         trained = self.train_autoencoder(folder / "autoencoder", device)
         cache, validation = self.cache_latents(folder, trained, device)
@@ -174,6 +179,8 @@ class PondRecipe:
     ) -> Path:
         """Stage three; returns the finished model folder."""
         phase = self.denoiser_phase(trained, cache, validation, device)
+        if self.denoiser.start:
+            load_ema(Path(self.denoiser.start), phase.module)
         return train(phase, self.denoiser.train, folder, self._settings("denoiser"))
 
     def denoiser_phase(
