@@ -227,3 +227,63 @@ def test_wrong_shapes_are_refused_with_what_was_expected(dit, text):
         dit(x, T, dataclasses.replace(text, padded_length=4))
     with pytest.raises(ValueError, match="keyframes have latents"):
         dit(x, T, text, dataclasses.replace(keys, latents=keys.latents[..., :4]))
+
+
+IMAGE = dataclasses.replace(CONFIG, in_channels=7, image_dim=20)
+
+
+@pytest.fixture(scope="module")
+def reader() -> DiT:
+    """A network that reads an image, by three channels and by states of a tower."""
+    model = DiT(IMAGE).eval().requires_grad_(False)
+    model.init_weights(0)
+    for index, parameter in enumerate(model.parameters()):
+        parameter.add_(draw(*parameter.shape, seed=index), alpha=0.1)
+    return model
+
+
+def test_an_images_channels_and_states_are_read(reader, text):
+    x, states = draw(2, 7, 3, 4, 6), draw(2, 9, 20, seed=1)
+    base = reader(x, T, text, image=states)
+    assert base.shape == (2, 4, 3, 4, 6)
+    assert torch.equal(base, reader(x, T, reader.read_text(text, states)))
+    other = x.clone()
+    other[:, 4:] += 1
+    assert not close(base, reader(other, T, text, image=states))
+    assert not close(base, reader(x, T, text, image=draw(2, 9, 20, seed=3)))
+    assert close(base, reader(x, T, text, image=states.flip(1)))  # without positions a set
+
+
+def test_an_image_is_asked_for_and_refused_where_it_is_not_read(dit, reader, text):
+    states = draw(2, 9, 20)
+    with pytest.raises(ValueError, match="4 channels: this model takes 7, 3 of them the given image's"):
+        reader(latents(), T, text, image=states)
+    with pytest.raises(ValueError, match="give those of its image tower"):
+        reader.read_text(text)
+    with pytest.raises(ValueError, match="1 images for 2 prompts"):
+        reader.read_text(text, states[:1])
+    with pytest.raises(ValueError, match=r"this model reads \(clips, states, 20\)"):
+        reader.read_text(text, draw(2, 9, 21))
+    with pytest.raises(ValueError, match="no layers that read them"):
+        dit.read_text(text, states)
+    both = DiT(dataclasses.replace(IMAGE, image_positions=18))
+    with pytest.raises(ValueError, match="9 image states: this model reads 18"):
+        both.read_text(text, states)
+
+
+def test_a_fresh_reader_is_the_identity_too(text):
+    model = DiT(dataclasses.replace(IMAGE, image_positions=9))
+    model.init_weights(1)
+    assert torch.equal(model(draw(2, 7, 3, 4, 6), T, text, image=draw(2, 9, 20)), torch.zeros(2, 4, 3, 4, 6))
+
+
+def test_two_prompts_in_one_batch_are_each_by_itself(dit, reader, text):
+    """Joined keys, of texts of different lengths, give what either gives."""
+    longer = TextStates(draw(2, 8, 24, seed=9), torch.tensor([8, 6]), padded_length=40)
+    x, states = draw(2, 7, 3, 4, 6), draw(2, 9, 20, seed=1)
+    keys = [reader.read_text(each, states) for each in (text, longer)]
+    apart = torch.cat([reader(x, T, each) for each in keys])
+    assert close(reader(torch.cat((x, x)), torch.cat((T, T)), keys[0].join(keys[1])), apart)
+    assert close(reader(torch.cat((x, x)), torch.cat((T, T)), keys[1].join(keys[0])), torch.cat(apart.chunk(2)[::-1]))
+    with pytest.raises(ValueError, match="give both or none"):
+        keys[0].join(dataclasses.replace(keys[1], image=None))

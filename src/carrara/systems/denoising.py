@@ -72,11 +72,14 @@ def guided(
     check_given(network, given)
     boundary = network.boundary if isinstance(network, Experts) else None
     low = guidance if low_scale is None else replace(guidance, scale=low_scale)
-    keys = network.read_text(text, given.image.states)
+    states = given.image.states
+    if states is not None and len(states) == 1:
+        states = states.expand(len(text.states), -1, -1)  # one image for all prompts
+    keys = network.read_text(text, states)
     cond = as_denoise(network, keys, given, reuse)
     if guidance.off and (low.off or boundary is None):
         return cond
-    null_keys = network.read_text(null(), given.image.states)
+    null_keys = network.read_text(null(), states)
     uncond = as_denoise(network, null_keys, given, reuse)
     joint = as_denoise(network, keys.join(null_keys), given, reuse)  # type: ignore[arg-type]
 
