@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tests.systems.wan_fixtures import IMAGE, SMALL, TOWER, VAE, picture, randomised
+from tests.systems.wan_fixtures import IMAGE, SMALL, TOWER, VAE, carrara_system, picture, random_pipeline, randomised
 
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.core.types import Stride, VideoShape
@@ -18,6 +18,7 @@ from carrara.systems.wan_image import (
     encode_known,
     first_latents,
     fitted,
+    given_image,
     image_context,
     mask_channels,
     tower_pixels,
@@ -106,5 +107,7 @@ def test_what_a_model_cannot_read_is_refused_by_name(autoencoder, tower):
     ):
         with pytest.raises(ValueError, match=says):
             check_images(config, autoencoder, image, last, eye)
+    with pytest.raises(ValueError, match="takes a first image only"):
+        given_image(carrara_system(random_pipeline("ti2v-text")), SHAPE, image, image)
     with pytest.raises(ValueError, match=r"expected uint8 \(rows, columns, 3\)"):
         check_images(IMAGE, autoencoder, image.float())

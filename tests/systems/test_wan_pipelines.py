@@ -8,7 +8,6 @@ from PIL import Image
 from tests.systems.wan_fixtures import (
     KINDS,
     carrara_system,
-    image_tower_of,
     picture,
     random_pipeline,
     sampling_of,
@@ -16,8 +15,8 @@ from tests.systems.wan_fixtures import (
 from torch import Tensor
 
 from carrara.diffusion.samplers import sample_noise
-from carrara.systems.latent import Known, LatentVideo
-from carrara.systems.wan_image import first_latents, image_context
+from carrara.systems.latent import LatentVideo
+from carrara.systems.wan_image import given_image
 
 PROMPT, NEGATIVE, SEED = "a red ball bounces", "the pond", 7
 SCALES = {"t2v-a14b": (4.0, 3.0), "i2v-a14b": (3.5, 2.5)}  # of the high-noise expert and of the other
@@ -55,12 +54,7 @@ def theirs(pipeline, kind: str, system: LatentVideo) -> Tensor:
 def ours(pipeline, kind: str, system: LatentVideo, seed: int = 1) -> Tensor:
     shape = KINDS[kind].shape
     first, last = given(kind, seed)
-    image = known = None
-    if kind == "ti2v-image":
-        known = Known(*first_latents(system.autoencoder, shape, first))
-    elif first is not None:
-        tower = pipeline.image_encoder and image_tower_of(pipeline.image_encoder)
-        image = image_context(system.denoiser.config, system.autoencoder, shape, first, last, tower)
+    known, image = (None, None) if first is None else given_image(system, shape, first, last)
     sampling = sampling_of(pipeline, *SCALES.get(kind, (5.0, None)))
     latents = system.sample([PROMPT], [SEED], shape, sampling, NEGATIVE, known=known, image=image)
     return (system.autoencoder.decode(latents).transpose(1, 2) + 1) / 2

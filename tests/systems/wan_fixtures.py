@@ -105,7 +105,7 @@ def random_pipeline(kind: str, seed: int = 0) -> Any:
 
 def carrara_system(pipeline: Any) -> LatentVideo:
     """The same weights here."""
-    second = getattr(pipeline, "transformer_2", None)
+    second, tower = (getattr(pipeline, name, None) for name in ("transformer_2", "image_encoder"))
     backend = tokenizers.Tokenizer.from_str(pipeline.tokenizer.backend_tokenizer.to_str())  # theirs is set to pad
     return LatentVideo(
         autoencoder_of(pipeline.vae),
@@ -114,6 +114,7 @@ def carrara_system(pipeline: Any) -> LatentVideo:
         Tokenizer(backend),
         low_denoiser=None if second is None else denoiser_of(second),
         boundary=pipeline.config.boundary_ratio or 0.875,
+        image_tower=None if tower is None else image_tower_of(tower),
     )
 
 

@@ -58,6 +58,7 @@ def assemble(found: ModelFolder, dtype: torch.dtype | None = None) -> LatentVide
         parts.fingerprint,
         low_denoiser=parts.low_denoiser,
         boundary=parts.kind.boundary or 0.0,
+        image_tower=parts.image_tower,
     )
 
 

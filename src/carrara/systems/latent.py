@@ -36,6 +36,7 @@ from carrara.diffusion.predictions import add_noise
 from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample_generators
 from carrara.systems.denoising import Given, ImageContext, guided
 from carrara.systems.experts import Experts
+from carrara.systems.image_tower import ImageTower
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
@@ -138,6 +139,7 @@ class LatentVideo:
         fingerprint: str = "",
         low_denoiser: DiT | None = None,
         boundary: float = 0.875,
+        image_tower: ImageTower | None = None,
     ) -> None:
         self.autoencoder = autoencoder
         self.denoiser = denoiser
@@ -146,6 +148,7 @@ class LatentVideo:
         self.defaults = defaults or Defaults()
         self.fingerprint = fingerprint
         self.low_denoiser, self.boundary = low_denoiser, boundary
+        self.image_tower = image_tower
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentVideo:

@@ -24,8 +24,24 @@ from carrara.core.types import Stride, VideoShape
 from carrara.denoisers.dit_config import DiTConfig
 from carrara.systems.denoising import ImageContext
 from carrara.systems.image_tower import MEAN, STD, ImageTower
+from carrara.systems.latent import Known, LatentVideo
 
 ENCODED_AT_ONCE = 16  # pixel frames, to bound the memory of long clips
+
+
+def given_image(
+    system: LatentVideo, shape: VideoShape, first: Tensor, last: Tensor | None = None
+) -> tuple[Known | None, ImageContext | None]:
+    """How a system is given its first image, and a last one: what `LatentVideo.sample` takes as `known` and `image`.
+
+    Raises ValueError where it was not trained for that.
+    """
+    config = system.denoiser.config
+    if config.given_channels:
+        return None, image_context(config, system.autoencoder, shape, first, last, system.image_tower)
+    if last is not None:
+        raise ValueError("this model takes a first image only: leave the last one out, or give it as a keyframe")
+    return Known(*first_latents(system.autoencoder, shape, first)), None
 
 
 @torch.no_grad()
