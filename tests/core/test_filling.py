@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from carrara.core.weights import Shard, fill, load_weights, shard_files
+from carrara.core.weights import Shard, fill, load_weights, sampled_fingerprint, shard_files
 
 
 def empty() -> nn.Module:
@@ -81,3 +81,17 @@ def test_a_pointer_of_git_lfs_is_told_from_weights(tmp_path):
     (tmp_path / "m.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(ValueError, match="git lfs pull"):
         load_weights(nn.Linear(2, 2), tmp_path, "m")
+
+
+def test_a_sampled_fingerprint_tells_sizes_and_contents_apart(tmp_path):
+    path = tmp_path / "w"
+    path.write_bytes(bytes(range(256)) * 40)
+    before = sampled_fingerprint([path], block=64, blocks=4)
+    assert sampled_fingerprint([path], block=64, blocks=4) == before
+    for at in (0, 256 * 40 - 1):  # the first and the last byte are always read
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        (tmp_path / "other").write_bytes(content)
+        assert sampled_fingerprint([tmp_path / "other"], block=64, blocks=4) != before
+    (tmp_path / "other").write_bytes(path.read_bytes() * 2)
+    assert sampled_fingerprint([tmp_path / "other"], block=64, blocks=4) != before

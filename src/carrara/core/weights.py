@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 
 from carrara.core.config import nearest, read_json
 
-_PIECE = 64 << 20  # bytes of a mapped file that may be converted before it is opened anew
+_PIECE = 32 << 20  # bytes of a mapped file that may be converted before it is opened anew
 
 Names = Callable[[str], bool]
 """Some names of tensors, told from all others."""
 Reader = Callable[[Path], Mapping[str, Tensor]]
 """A file of weights as a mapping that reads a tensor when it is asked for."""
+
+
+# Length of a row's source, how it begins before the first number, the whole as a pattern, and its target in parts.
+_Row = tuple[int, str, re.Pattern[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -33,22 +38,34 @@ class NameTable:
     rows: Sequence[tuple[str, str]]
 
     def to_theirs(self, name: str) -> str:
-        return _rename(name, [(ours, theirs) for ours, theirs in self.rows])
+        return _rename(name, self._from_ours)
 
     def to_ours(self, name: str) -> str:
-        return _rename(name, [(theirs, ours) for ours, theirs in self.rows])
+        return _rename(name, self._from_theirs)
+
+    @cached_property
+    def _from_ours(self) -> list[_Row]:
+        return [_row(ours, theirs) for ours, theirs in self.rows]
+
+    @cached_property
+    def _from_theirs(self) -> list[_Row]:
+        return [_row(theirs, ours) for ours, theirs in self.rows]
 
 
-def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str:
+def _row(source: str, target: str) -> _Row:
+    pattern = re.escape(source).replace(r"\{\}", r"(\d+)")
+    return len(source), source.partition("{")[0], re.compile(rf"{pattern}(?=\.|$)"), target.split("{}")
+
+
+def _rename(name: str, rows: Iterable[_Row]) -> str:
     best: tuple[int, str] | None = None
-    for source, target in rows:
-        pattern = re.escape(source).replace(r"\{\}", r"(\d+)")
-        match = re.match(rf"{pattern}(?=\.|$)", name)
-        if match and (best is None or len(source) > best[0]):
+    for length, start, pattern, parts in rows:
+        if (best is not None and length <= best[0]) or not name.startswith(start):
+            continue
+        if match := pattern.match(name):
             numbers = match.groups()
-            parts = target.split("{}")
             renamed = parts[0] + "".join(number + part for number, part in zip(numbers, parts[1:]))
-            best = (len(source), renamed + name[match.end() :])
+            best = (length, renamed + name[match.end() :])
     return best[1] if best else name
 
 
@@ -100,17 +117,21 @@ class Shard(Mapping[str, Tensor]):
         refuse_pointer(path)
         try:
             self._file = safe_open(path, framework="pt")
+            self._names = self._file.offset_keys()
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        try:
+            return self._file.get_tensor(name)
+        except SafetensorError:
+            raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.offset_keys())
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._file.keys())
+        return len(self._names)
 
 
 def load_weights(
@@ -147,14 +168,16 @@ def fill(
         for theirs in list(source):
             if skip is not None and skip(theirs):
                 continue
-            if converted > _PIECE:  # what has been converted is mapped no more once the file is opened anew
-                source, converted = read(path), 0
             ours = table.to_ours(theirs) if table else theirs
             value = source[theirs]
-            kept = value.to(kept_type(value.dtype, dtype, keep is not None and keep(ours)))
-            converted += value.nbytes if kept is not value else 0
+            kind = kept_type(value.dtype, dtype, keep is not None and keep(ours))
+            if kind != value.dtype:
+                if converted and converted + value.nbytes > _PIECE:
+                    source, converted = read(path), 0  # what has been converted is then mapped no more
+                    value = source[theirs]
+                converted += value.nbytes
+            _assign(module, ours, value.to(kind))
             del value
-            _assign(module, ours, kept)
 
 
 def check(

@@ -82,10 +82,12 @@ class Network:
         fill(module, self.files(), self.read, table, dtype, self.keep, self.skip)
         return module.eval().requires_grad_(False)
 
-    def check(self) -> None:
-        """Raises ValueError for the first file or tensor that is missing or does not fit; reads headers alone."""
+    def check(self) -> Any:
+        """The network without storage. Raises ValueError for the first file or tensor that is missing or does not fit;
+        of the files only headers are read."""
         module, table = self.empty()
         check(module, self.files(), self.read, table, self.skip)
+        return module
 
     def stored(self) -> Stored:
         """How its files hold it. Raises ValueError where one is missing or damaged."""
@@ -132,13 +134,11 @@ class ModelFolder:
 
     def check(self) -> None:
         """Refuse the folder, before anything is loaded, for the first thing that is missing or does not fit."""
-        for network in self.networks.values():
-            network.check()
+        empty = {part: network.check() for part, network in self.networks.items()}
         if not self.tokenizer.is_dir():
             raise ValueError(f"{self.folder}: no {self.tokenizer.relative_to(self.folder)}/ in it; {INCOMPLETE}")
         Tokenizer.load(self.tokenizer)
-        made: int = self.networks["transformer"].empty()[0].config.out_channels  # type: ignore[union-attr, assignment]
-        taken: int = self.networks["vae"].empty()[0].config.latent_channels  # type: ignore[union-attr, assignment]
+        made, taken = empty["transformer"].config.out_channels, empty["vae"].config.latent_channels
         if made != taken:
             raise ValueError(
                 f"{self.folder}: the transformer makes {made} channels and the autoencoder takes {taken}; these parts "
