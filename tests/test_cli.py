@@ -14,7 +14,8 @@ from carrara.cli import run
 from carrara.core.media import read_video
 from carrara.generation.command import output_paths, parse_size
 from carrara.generation.manifest import read_manifest
-from carrara.generation.run import GenerationError, Model
+from carrara.generation.run import GenerationError
+from carrara.systems.latent import LatentVideo
 
 
 def test_help_imports_nothing_heavy():
@@ -223,7 +224,7 @@ def test_saved_latents_are_decoded(tiny_folder, tmp_path, monkeypatch, capsys):
         def fails(*_args, **_kwargs):
             raise OSError("disk full")
 
-        patch.setattr(Model, "write_latents", fails)
+        patch.setattr(LatentVideo, "decode_more", fails)
         capsys.readouterr()
         assert run([*args, str(path)]) == 1
     command = capsys.readouterr().err.strip().partition("go on with: carrara ")[2]
@@ -235,7 +236,7 @@ def test_failures_that_are_no_mistake_exit_1_in_one_line(tiny_folder, tmp_path, 
     def fails(*_args, **_kwargs):
         raise GenerationError("nothing\nto show")
 
-    monkeypatch.setattr(Model, "sample", fails)
+    monkeypatch.setattr(LatentVideo, "sample", fails)
     assert run(["generate", "a ball", "--model", str(tiny_folder), "-o", str(tmp_path / "x.mp4")]) == 1
     assert capsys.readouterr().err == "carrara: nothing to show\n"
 

@@ -13,9 +13,10 @@ import torch
 
 import carrara
 from carrara.core.media import EXTENSIONS, read_video
+from carrara.generation.latents import LATENTS, read_latents, save_latents
 from carrara.generation.manifest import Manifest, read_manifest
 from carrara.generation.request import Request
-from carrara.generation.run import LATENTS, GenerationError, Model, find_model, load, read_latents, save_latents
+from carrara.generation.run import GenerationError, Model, find_model, load
 
 PROMPT = "a red ball bounces on the grass"
 
@@ -42,12 +43,11 @@ class Broken:
 
 
 def failing(system, error):
-    def decode_chunks(latents):
-        chunks = system.decode_chunks(latents)
-        yield next(chunks)
+    def decode_more(latents, state=None):
+        yield next(system.decode_more(latents, state))
         raise error
 
-    return Broken(system, decode_chunks=decode_chunks)
+    return Broken(system, decode_more=decode_more)
 
 
 def test_public_names(tiny_folder):
@@ -124,8 +124,8 @@ def test_a_failed_decode_keeps_the_latents_and_says_how_to_go_on(model, plan, tm
     assert os.listdir(tmp_path) == [kept.name]
     words = shlex.split(str(caught.value).partition("go on with: ")[2])
     assert words == ["carrara", "generate", "--from", str(kept), "-o", str(path)]
-    latents, manifest = read_latents(kept)
-    model.write_latents(latents, manifest, path)
+    manifest = read_latents(kept)[1]
+    assert model.write(model.plan(Request.from_manifest(manifest)), path, saved=kept) == manifest
     model.write(plan, tmp_path / "whole.mp4")
     assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
@@ -159,11 +159,11 @@ def test_noise_that_is_not_finite_is_an_error_that_names_the_weights(model, plan
 
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "decoder's output is not finite"), (-1.0, "the same")])
 def test_frames_that_show_nothing_are_never_a_file(model, plan, tmp_path, value, said):
-    def decode_chunks(latents):
-        for chunk in model.system.decode_chunks(latents):
-            yield torch.full_like(chunk, value)
+    def decode_more(latents, state=None):
+        for chunk, after in model.system.decode_more(latents, state):
+            yield torch.full_like(chunk, value), after
 
-    blind = Model("x", Broken(model.system, decode_chunks=decode_chunks))
+    blind = Model("x", Broken(model.system, decode_more=decode_more))
     with pytest.raises(GenerationError, match=said):
         blind.write(plan, tmp_path / "x.mp4")
     with pytest.raises(GenerationError, match=said):

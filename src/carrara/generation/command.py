@@ -9,16 +9,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from carrara.core.options import Number, Text, Whole, parse
+
+if TYPE_CHECKING:
+    from carrara.generation.conditions import Conditions
+
+File = Annotated[str | None, arg(metavar="FILE")]
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Make clips from text: one for each prompt."""
+    """Make clips from text: one for each prompt; and from pictures and clips, whose modes docs/modes.md explains."""
 
     prompts: Positional[Annotated[tuple[str, ...], arg(metavar="PROMPT ...")]] = ()
     """What to show, one clip each."""
@@ -31,7 +36,43 @@ class Generate:
     seed: Whole = None
     """Start of the noise; drawn and printed if not given. Several prompts take seed, seed + 1, ..."""
     frames: Whole = None
-    """Number of frames, 4k + 1."""
+    """Number of frames, 4k + 1, made in one pass."""
+    seconds: Number = None
+    """Duration of what is made; more than one pass gives is made in windows."""
+    window: Whole = None
+    """Frames of such a window, 4k + 1; default the model's own clip."""
+    prompt_at: UseAppendAction[tuple[Annotated[tuple[float, str], arg(metavar="SECONDS TEXT")], ...]] = ()
+    """From this time on another prompt holds; may be repeated."""
+    images: bool = False
+    """Make one frame, a .png."""
+    image: File = None
+    """Picture that the clip begins with."""
+    last: File = None
+    """Picture that the clip ends with."""
+    loop: bool = False
+    """The end leads back to the beginning."""
+    extend: File = None
+    """Clip to go on from; it stays as it is."""
+    before: bool = False
+    """With --extend: make what comes before the clip instead."""
+    between: Annotated[tuple[str, str] | None, arg(metavar="FILE FILE")] = None
+    """Two clips to connect; both stay as they are."""
+    interpolate: File = None
+    """Clip to add frames to; its own stay as they are."""
+    factor: Whole = None
+    """With --interpolate: how many times as many frames, 2 or 4; default 2."""
+    inpaint: File = None
+    """Clip to paint on, where --mask is white; the rest stays as it is."""
+    mask: File = None
+    """Picture, or clip of as many frames, that is white where to paint."""
+    edit: File = None
+    """Clip to change, as far as --strength says."""
+    strength: Number = None
+    """Noise level at which sampling begins on the clip, up to 1; default 0.6, with --inpaint 1."""
+    fit: Text = None
+    """What to do with pictures of another shape: crop or pad."""
+    known_by: Text = None
+    """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
     size: Annotated[str | None, arg(metavar="WxH")] = None
     """Width and height in pixels, such as 128x96."""
     fps: Number = None
@@ -64,26 +105,35 @@ def generate(args: list[str]) -> int:
 def _make(options: Generate) -> int:
     from carrara.core.media import check_format
 
-    if not options.prompts:
+    wanted = conditions_of(options)
+    wanted.check()
+    prompts = options.prompts or (("",) if wanted.pictured else ())
+    if not prompts:
         raise ValueError('no prompt; say what to show, for example: carrara generate "a red ball bounces on the grass"')
-    outputs = output_paths(options.prompts, options.output)
+    outputs = output_paths(names_of(prompts, wanted), options.output, ".png" if options.images else ".mp4")
     for path in outputs:
         check_outputs(path, options)
     size = None if options.size is None else parse_size(options.size)
+    frames = options.frames
+    if options.images:
+        if frames is not None or options.seconds is not None:
+            raise ValueError("--images makes one frame: leave out --frames and --seconds")
+        frames = 1
 
     from carrara.generation.request import Request, unknown_words
     from carrara.generation.run import load
 
-    settings = ("negative", "frames", "fps", "steps", "guidance", "sampler", "shift")
-    wanted = {name: getattr(options, name) for name in settings} | {"size": size, "model": options.model or "pond"}
+    settings = ("negative", "fps", "steps", "guidance", "sampler", "shift", "seconds", "window", "prompt_at")
+    values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
     model = load(options.model or "pond")
     plans = []
-    for index, (prompt, path) in enumerate(zip(options.prompts, outputs)):
+    for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
-        plan = model.plan(Request(prompt, seed=seed, **wanted))
+        request = Request(prompt, seed=seed, model=options.model or "pond", conditions=wanted, **values)
+        plan = model.plan(request)
         check_format(path, plan.shape, plan.fps)
         plans.append(plan)
-    for prompt in options.prompts:
+    for prompt in (*prompts, *(later for _, later in options.prompt_at)):
         if warning := unknown_words(prompt, model.system):
             print(f"carrara: {warning}", file=sys.stderr)
     for plan, path in zip(plans, outputs):
@@ -93,11 +143,24 @@ def _make(options: Generate) -> int:
     return 0
 
 
+def conditions_of(options: Generate) -> Conditions:
+    """What the options say beside the prompt."""
+    from carrara.generation.conditions import Conditions
+
+    return Conditions(**{field.name: getattr(options, field.name) for field in fields(Conditions)})
+
+
+def names_of(prompts: Sequence[str], conditions: Conditions) -> list[str]:
+    """What files are named after: the prompt, or without one the clip or picture that they are made from."""
+    stems = [Path(str(source)).stem for source in conditions.sources().values()]
+    return [prompt or " ".join((*stems[:1], conditions.clip or "moving")) for prompt in prompts]
+
+
 def _remake(options: Generate) -> int:
     allowed = {"source", "output", "model", "sheet", "overwrite"}
-    given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) not in (None, ())]
+    given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) != f.default]
     if given:
-        shown = "the prompt" if given[0] == "prompts" else f"--{given[0]}"
+        shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
         raise ValueError(f"--from takes every setting from the file: leave out {shown}, or generate without --from")
     source = Path(options.source or "")
     if not source.is_file():
@@ -105,14 +168,15 @@ def _remake(options: Generate) -> int:
 
     import torch
 
+    from carrara.generation.latents import read_source
     from carrara.generation.manifest import Software
     from carrara.generation.request import Request
-    from carrara.generation.run import load, read_source
+    from carrara.generation.run import load
 
-    latents, manifest = read_source(source)
-    suffix = source.suffix if latents is None else ".mp4"
+    saved, manifest = read_source(source)
+    suffix = source.suffix if saved is None else ".mp4"
     output = options.output or f"out{os.sep}"
-    (path,) = output_paths([manifest.prompt], output, suffix)
+    (path,) = output_paths(names_of([manifest.prompt], manifest.asked()), output, suffix)
     check_outputs(path, options)
     model = load(options.model or manifest.model)
     model.check_fingerprint(manifest, source)
@@ -121,10 +185,7 @@ def _remake(options: Generate) -> int:
     if differences := manifest.differences(Software.here(model.system)):
         print(f"carrara: the bytes may differ: {'; '.join(differences)}", file=sys.stderr)
     begin = time.perf_counter()
-    if latents is None:
-        model.write(plan, path, options.overwrite)
-    else:
-        model.write_latents(latents, manifest, path, options.overwrite)
+    model.write(plan, path, options.overwrite, saved=saved)
     _finish(path, plan.seed, begin, options)
     return 0
 

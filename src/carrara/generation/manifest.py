@@ -1,6 +1,7 @@
 """The manifest: everything that is needed to make a clip again, as JSON inside its file.
 
-No time stamps and no paths of the machine, so that the same clip is the same bytes.
+No time stamps and no paths but those that the user gave, so that the same clip is the same bytes. What is not used is
+not written: a clip made from a prompt alone says nothing of pictures.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from carrara.core.config import from_dict, to_dict
 from carrara.core.media import read_video
+from carrara.generation.conditions import Conditions
 from carrara.systems.latent import LatentVideo, Sampling
 
 KEY = "carrara"  # under which files carry it
+_OPTIONAL = ("conditions", "inputs", "seconds", "window", "prompt_at")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class Software:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Prompt, seed, model and its weights' SHA-256, every setting, and the software."""
+    """Prompt, seed, model and its weights' SHA-256, every setting, and the software.
+
+    conditions: what else the clip was made from, as `Conditions.recorded`; inputs: (name, SHA-256) of what was read;
+    seconds, window, prompt_at: its length where it was not one pass, and its later prompts.
+    """
 
     prompt: str
     negative: str
@@ -64,9 +72,20 @@ class Manifest:
     fps: float
     sampling: Sampling
     software: Software
+    conditions: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[tuple[str, str], ...] = ()
+    seconds: float | None = None
+    window: int | None = None
+    prompt_at: tuple[tuple[float, str], ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(to_dict(self), ensure_ascii=False)
+        values = to_dict(self)
+        unused = [name for name in _OPTIONAL if not values[name]]
+        return json.dumps({name: value for name, value in values.items() if name not in unused}, ensure_ascii=False)
+
+    def asked(self, where: str = "manifest") -> Conditions:
+        """What was asked for beside the prompt."""
+        return Conditions.from_recorded(self.conditions, where)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -77,7 +96,11 @@ class Manifest:
             raise ValueError(f"{where}: its manifest is damaged ({error})") from None
         if not isinstance(values, dict):
             raise ValueError(f"{where}: its manifest is damaged (not a JSON object)")
-        return from_dict(cls, values, f"{where}: manifest")
+        if not isinstance(values.get("conditions", {}), dict):
+            raise ValueError(f"{where}: manifest: conditions={values['conditions']!r}: expected an object")
+        manifest = from_dict(cls, values, f"{where}: manifest")
+        manifest.asked(f"{where}: manifest").check()
+        return manifest
 
     def metadata(self) -> dict[str, str]:
         """As the mapping that media files carry."""

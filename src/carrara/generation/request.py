@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import Any
+
+import numpy as np
 
 from carrara.core.config import choose
 from carrara.core.types import VideoShape, check_frames, check_multiple
 from carrara.diffusion.guidance import Guidance
 from carrara.diffusion.samplers import SAMPLERS
+from carrara.generation.conditions import Conditions
 from carrara.generation.manifest import Manifest
+from carrara.generation.material import gather
 from carrara.generation.memory import check_memory
+from carrara.generation.modes import Length, lay_out
+from carrara.generation.passes import keyframe_indices
+from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import LatentVideo, Sampling
 
 MAX_SEED = 2**63 - 1
@@ -24,7 +31,9 @@ _SAMPLING = tuple(field.name for field in fields(Sampling))
 class Request:
     """A prompt and what the user wants of it. None: the model's own default; seed None: one drawn and recorded.
 
-    size is (width, height) in pixels; guidance 1 is off.
+    size is (width, height) in pixels; guidance 1 is off. frames: made in one pass; seconds: of what is made, in windows
+    of `window` frames; prompt_at: (seconds, prompt) from which on another prompt holds; conditions: pictures and clips
+    that it is made from, and inputs the SHA-256 that they must have, by name.
     """
 
     prompt: str
@@ -43,25 +52,41 @@ class Request:
     low_guidance: float | None = None
     reuse: float | None = None
     model: str = "pond"
+    conditions: Conditions = field(default_factory=Conditions)
+    seconds: float | None = None
+    window: int | None = None
+    prompt_at: tuple[tuple[float, str], ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, model: str | None = None) -> Request:
         """The request that makes the manifest's clip again, whatever the model's defaults are by now."""
+        conditions = manifest.asked()
+        counted = manifest.seconds is None and conditions.clip is None
         return cls(
             prompt=manifest.prompt,
             negative=manifest.negative,
             seed=manifest.seed,
-            frames=manifest.frames,
+            frames=manifest.frames if counted else None,
             size=(manifest.width, manifest.height),
             fps=manifest.fps,
             model=model or manifest.model,
+            conditions=conditions,
+            seconds=manifest.seconds,
+            window=manifest.window,
+            prompt_at=manifest.prompt_at,
+            inputs=manifest.inputs,
             **{name: getattr(manifest.sampling, name) for name in _SAMPLING},
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request in which every setting is known and checked."""
+    """A request in which every setting is known and checked, and every input is read.
+
+    shape: of the whole clip; timeline: what is known of it and in which windows the rest is made; prompts: (frame,
+    prompt) from which on it holds; conditions, inputs, seconds, window, prompt_at: for the manifest.
+    """
 
     prompt: str
     negative: str
@@ -70,28 +95,100 @@ class Plan:
     fps: float
     sampling: Sampling
     model: str
+    timeline: Timeline
+    prompts: tuple[tuple[int, str], ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
+    inputs: tuple[tuple[str, str], ...] = ()
+    seconds: float | None = None
+    window: int | None = None
+    prompt_at: tuple[tuple[float, str], ...] = ()
+
+    def prompt_of(self, window: Window) -> str:
+        """The prompt in force where the window begins to make frames."""
+        return next((prompt for frame, prompt in reversed(self.prompts) if frame <= window.fresh), self.prompt)
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a window's noise: the clip's own for the first, drawn from it for the others."""
+        if not number:
+            return self.seed
+        return int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def shape_of(self, window: Window) -> VideoShape:
+        return VideoShape(window.frames, self.shape.height, self.shape.width)
 
 
 def resolve(request: Request, system: LatentVideo, available: int | None = None) -> Plan:
-    """Fill in the model's defaults and check everything, before any computing.
+    """Fill in the model's defaults, read the inputs and check everything, before any computing.
 
     available: bytes of memory that may be used, by default what the machine has free.
     Raises ValueError: one line with the value, what was expected and the remedy.
     """
-    defaults = system.defaults
+    defaults, conditions = system.defaults, request.conditions
+    conditions.check()
     _check_prompt("prompt", request.prompt, system)
-    if not request.prompt.strip():
+    if not request.prompt.strip() and not conditions.pictured:
         raise ValueError('the prompt is empty; describe a scene, for example "a red ball bounces on the grass"')
+    for _, prompt in request.prompt_at:
+        _check_prompt("prompt of prompt_at", prompt, system)
+        if not prompt.strip():
+            raise ValueError("the prompt of prompt_at is empty; say what to show from then on")
     negative = defaults.negative if request.negative is None else request.negative
     _check_prompt("negative prompt", negative, system)
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     _check_number("seed", seed, 0, MAX_SEED, whole=True)
-    fps = defaults.fps if request.fps is None else request.fps
-    _check_number("fps", fps, 1, 120)
+    if request.fps is not None:
+        _check_number("fps", request.fps, 1, 120)
     shape = _shape(request, system)
     sampling = _sampling(request, defaults.sampling)
-    check_memory(system, shape, available)
-    return Plan(request.prompt, negative, seed, shape, float(fps), sampling, request.model)
+    if not request.prompt and not negative and not request.prompt_at and request.guidance is None:
+        sampling = replace(sampling, guidance=1.0)  # it would compare the null caption with itself
+
+    length = Length(
+        request.frames, request.seconds, request.fps, request.window, defaults.frames, defaults.fps, system.stride.time
+    )
+    length.check(conditions)
+    plain = not conditions.said() and request.seconds is None and request.window is None and not request.prompt_at
+    if plain:
+        timeline = Timeline(shape.frames, 0, shape.frames, (Window(0, shape.frames),))
+        check_memory(system, shape, available)
+        return Plan(
+            request.prompt, negative, seed, shape, float(request.fps or defaults.fps), sampling, request.model, timeline
+        )
+    check_memory(system, VideoShape(1, shape.height, shape.width), available)  # before pictures are made so large
+    material = gather(conditions, shape.height, shape.width, dict(request.inputs))
+    timeline, fps, prompts = lay_out(conditions, length, material, request.prompt_at)
+    _check_number("fps", fps, 1, 120)
+    tokens = max(len(_tokens(timeline, window)) for window in timeline.windows)
+    if tokens and conditions.known_by not in (None, "hold"):
+        raise ValueError(f"known_by={conditions.known_by}: keeps a beginning or a region; later frames need hold")
+    longest = VideoShape(timeline.longest, shape.height, shape.width)
+    check_memory(system, replace(longest, frames=longest.frames + tokens * system.stride.time), available)
+    return Plan(
+        request.prompt,
+        negative,
+        seed,
+        replace(shape, frames=timeline.frames),
+        float(fps),
+        sampling,
+        request.model,
+        timeline,
+        prompts,
+        conditions,
+        material.hashes,
+        request.seconds,
+        length.pass_frames(int(conditions.loop)),
+        request.prompt_at,
+    )
+
+
+def _tokens(timeline: Timeline, window: Window) -> list[int]:
+    """The keyframe tokens of a window, those that are to be made first counted as there."""
+
+    def frame(index: int) -> bool | None:
+        behind = timeline.loop or timeline.backward
+        return True if index in timeline.known or (behind and index >= timeline.end) else None
+
+    return keyframe_indices(window, frame)
 
 
 def unknown_words(prompt: str, system: LatentVideo) -> str | None:
@@ -133,13 +230,13 @@ def _shape(request: Request, system: LatentVideo) -> VideoShape:
     width, height = (defaults.width, defaults.height) if request.size is None else request.size
     frames = defaults.frames if request.frames is None else request.frames
     _check_number("frames", frames, 1, 10**6, whole=True)
-    check_frames(frames, stride.time)
+    if not request.conditions.loop:  # whose last frame leads back to the first
+        check_frames(frames, stride.time)
     for name, value, step in (("width", width, stride.space * patch[2]), ("height", height, stride.space * patch[1])):
         _check_number(name, value, 1, 10**6, whole=True)
         check_multiple(name, value, step)
-    shape = VideoShape(frames, height, width)
-    shape.latent(stride).tokens(patch)
-    return shape
+    replace(VideoShape(frames, height, width), frames=1).latent(stride).tokens(patch)
+    return VideoShape(frames, height, width)
 
 
 def _sampling(request: Request, default: Sampling) -> Sampling:

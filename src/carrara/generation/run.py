@@ -1,7 +1,8 @@
 """Running a model: requests to latents, latents to clips and files.
 
-Nothing is lost: latents are saved beside the output before they are decoded, and decoding streams into the file, which
-appears when it is whole. Nothing false is written: frames that are not finite, or all alike, are an error.
+Nothing is lost: every window's latents are saved beside the output before they are decoded, and decoding streams into
+the file, which appears when it is whole. Nothing false is written: frames that are not finite, or all alike, are an
+error.
 """
 
 from __future__ import annotations
@@ -10,30 +11,29 @@ import os
 import shlex
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.core.config import nearest
 from carrara.core.media import check_format, check_output, write_video
 from carrara.core.progress import progress_bar
-from carrara.core.types import VideoShape
 from carrara.generation.clip import Clip
-from carrara.generation.manifest import Manifest, Software, find_manifest, read_manifest
+from carrara.generation.conditions import Conditions
+from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file
+from carrara.generation.making import GenerationError, cause, frames_of
+from carrara.generation.manifest import Manifest, Software
+from carrara.generation.passes import Frame, Told, tell
 from carrara.generation.request import Plan, Request, resolve
+from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import LatentVideo, Watch
+from carrara.systems.registry import load_system
 
-LATENTS = ".latents.safetensors"
+__all__ = ["GenerationError", "Model", "find_model", "generate", "load"]
+
 _BUNDLED = Path(__file__).parent.parent / "models"
-_FLAT = 2  # a clip whose values all lie within so many levels of 255 shows nothing
-
-
-class GenerationError(RuntimeError):
-    """The model ran and gave nothing that could be shown. The message names the cause and the remedy."""
 
 
 class Model:
@@ -46,11 +46,14 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Request,
+        prompt: str | Request = "",
+        conditions: Conditions | None = None,
         *,
         seed: int | None = None,
         negative: str | None = None,
         frames: int | None = None,
+        seconds: float | None = None,
+        prompt_at: tuple[tuple[float, str], ...] = (),
         size: tuple[int, int] | None = None,
         fps: float | None = None,
         steps: int | None = None,
@@ -61,16 +64,19 @@ class Model:
     ) -> Clip:
         """Make a clip; what is not said is the model's default, and a seed that is not given is drawn and recorded.
 
-        size is (width, height); progress is shown on a terminal if None. A Request goes alone and says everything.
+        conditions: pictures and clips that it is made from; frames: all in one pass; seconds: any number, in windows;
+        prompt_at: (seconds, prompt) from which on another prompt holds; size is (width, height); progress is shown on a
+        terminal if None. A Request goes alone and says everything.
         Raises ValueError before any computing, GenerationError if the model's output cannot be shown.
         """
         request = prompt
         if not isinstance(request, Request):
             request = Request(
-                request, negative, seed, frames, size, fps, steps, guidance, sampler, shift, model=self.name
-            )
+                request, negative, seed, frames, size, fps, steps, guidance, sampler, shift, model=self.name,
+                conditions=conditions or Conditions(), seconds=seconds, prompt_at=prompt_at,
+            )  # fmt: skip
         plan = self.plan(request)
-        return self.decode(self.sample(plan, progress), self.manifest(plan), progress)
+        return _collected(self.frames(plan, progress), plan.timeline, self.manifest(plan))
 
     def plan(self, request: Request) -> Plan:
         """The request with everything filled in and checked; see `resolve`."""
@@ -91,64 +97,80 @@ class Model:
             fps=plan.fps,
             sampling=plan.sampling,
             software=Software.here(self.system),
+            conditions=plan.conditions.recorded(),
+            inputs=plan.inputs,
+            seconds=plan.seconds,
+            window=plan.window,
+            prompt_at=plan.prompt_at,
         )
 
     def sample(self, plan: Plan, progress: bool | None = None, watch: Watch | None = None) -> Tensor:
-        """The plan's latents `1 c f h w`; `watch` is shown every evaluation.
+        """The latents `1 c f h w` of a plan without pictures and of one window; `watch` is shown every evaluation.
 
         Raises GenerationError where they are not finite.
         """
-        with progress_bar("denoising", progress) as show:
-            latents = self.system.sample(
-                [plan.prompt], [plan.seed], plan.shape, plan.sampling, plan.negative, show, watch=watch
+        if plan.timeline.pictured or len(plan.timeline.windows) > 1:
+            raise ValueError(
+                "only a clip made from a prompt alone, in one pass, is one tensor of latents; see `frames`"
             )
-        if not latents.isfinite().all():
-            settings = f"guidance={plan.sampling.guidance:g}, steps={plan.sampling.steps}"
-            raise GenerationError(f"the denoiser's output is not finite; {_cause(self.system, settings)}")
-        return latents
+        return self._draw(plan, 0, Told(), progress, watch)
 
     def decode(self, latents: Tensor, manifest: Manifest, progress: bool | None = None) -> Clip:
-        """Latents `1 c f h w` as a clip in memory."""
-        shape = VideoShape(manifest.frames, manifest.height, manifest.width)
-        frames = torch.empty(shape.frames, shape.height, shape.width, 3, dtype=torch.uint8)
-        done = 0
-        for chunk in self._frames(latents, shape, progress):
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return Clip(frames, manifest.fps, manifest)
+        """Latents `1 c f h w` of a clip without pictures, made in one window, as a clip in memory."""
+        timeline = Timeline(manifest.frames, 0, manifest.frames, (Window(0, manifest.frames),))
+        return _collected(frames_of(self.system, timeline, lambda *_: latents, progress), timeline, manifest)
 
-    def write(self, plan: Plan, path: str | Path, overwrite: bool = False, progress: bool | None = None) -> Manifest:
+    def frames(self, plan: Plan, progress: bool | None = None) -> Iterator[Tensor]:
+        """The plan's clip, made while it is asked for, in chunks uint8 `t h w 3`: memory does not grow with it."""
+
+        def latents_of(number: int, window: Window, frame: Frame) -> Tensor:
+            return self._draw(plan, number, self._told(plan, window, frame), progress)
+
+        return frames_of(self.system, plan.timeline, latents_of, progress)
+
+    def write(
+        self,
+        plan: Plan,
+        path: str | Path,
+        overwrite: bool = False,
+        progress: bool | None = None,
+        saved: Path | None = None,
+    ) -> Manifest:
         """Make the plan's clip straight into a file, in memory that does not grow with its length.
 
-        Its latents wait beside it as `<path>.latents.safetensors` while they are decoded; they stay only where
-        decoding fails, and the error says how to go on from them.
+        The latents of its windows wait beside it as `<path>.latents.safetensors`, ... until the file is whole; they
+        stay only where something fails, and the error says how to go on from them. saved: such latents to begin with.
         """
         path = Path(path)
         check_output(path, overwrite)
         check_format(path, plan.shape, plan.fps)
         manifest, kept = self.manifest(plan), path.with_name(path.name + LATENTS)
-        latents = self.sample(plan, progress)
-        save_latents(kept, latents, manifest)
+        written: list[Path] = []
+
+        def latents_of(number: int, window: Window, frame: Frame) -> Tensor:
+            if saved is not None and window_file(saved, number).is_file():
+                return self._read(window_file(saved, number), plan, window)
+            latents = self._draw(plan, number, self._told(plan, window, frame), progress)
+            written.append(window_file(kept, number))
+            save_latents(written[-1], latents, manifest)
+            return latents
+
+        frames = frames_of(self.system, plan.timeline, latents_of, progress)
         try:
-            self.write_latents(latents, manifest, path, overwrite, progress)
+            first = next(frames)  # drawn before the file is begun
+            write_video(path, chain([first], frames), plan.fps, manifest.metadata(), overwrite, plan.shape)
         except (KeyboardInterrupt, GenerationError):
-            kept.unlink(missing_ok=True)  # the user's wish, or latents that show nothing
+            _remove(written)  # the user's wish, or latents that show nothing
             raise
         except Exception as error:
+            if not written and saved is None:
+                raise
             raise GenerationError(
-                f"decoding failed ({str(error) or type(error).__name__}); the latents are kept, go on with: "
-                f"carrara generate --from {shlex.quote(str(kept))} -o {shlex.quote(str(path))}"
+                f"not finished ({str(error) or type(error).__name__}); the latents are kept, go on with: "
+                f"carrara generate --from {shlex.quote(str(saved or kept))} -o {shlex.quote(str(path))}"
             ) from error
-        kept.unlink(missing_ok=True)
+        _remove(written)
         return manifest
-
-    def write_latents(
-        self, latents: Tensor, manifest: Manifest, path: Path, overwrite: bool = False, progress: bool | None = None
-    ) -> None:
-        """Decode latents into a file, chunk by chunk."""
-        shape = VideoShape(manifest.frames, manifest.height, manifest.width)
-        chunks = self._frames(latents, shape, progress)
-        write_video(path, chunks, manifest.fps, manifest.metadata(), overwrite, shape)
 
     def check_fingerprint(self, manifest: Manifest, where: str | Path) -> None:
         """Refuse to make a clip again with other weights: it would be another clip."""
@@ -158,22 +180,57 @@ class Model:
                 f"has {self.system.fingerprint[:12] or 'none'}; give the same model with --model FOLDER"
             )
 
-    def _frames(self, latents: Tensor, shape: VideoShape, progress: bool | None) -> Iterator[Tensor]:
-        """Chunks uint8 `t h w 3`, watched: a value that is not finite or a clip without contrast is an error."""
-        low, high, done = 255, 0, 0
-        with progress_bar("decoding", progress) as show:
-            for video in self.system.decode_chunks(latents):
-                if not video.isfinite().all():
-                    raise GenerationError(f"the decoder's output is not finite; {_cause(self.system, 'its precision')}")
-                frames = ((video[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-                low, high = min(low, int(frames.min())), max(high, int(frames.max()))
-                done += frames.shape[1]
-                show(done, shape.frames)
-                if done == shape.frames and high - low <= _FLAT:
-                    raise GenerationError(
-                        f"every pixel of the clip is the same ({low} of 255); {_cause(self.system, 'its training')}"
-                    )
-                yield rearrange(frames, "c t h w -> t h w c")
+    def _told(self, plan: Plan, window: Window, frame: Frame) -> Told:
+        shape, by = plan.shape, plan.conditions.known_by or "hold"
+        return tell(self.system, plan.timeline, window, frame, shape.height, shape.width, by)
+
+    def _draw(
+        self, plan: Plan, number: int, told: Told, progress: bool | None = None, watch: Watch | None = None
+    ) -> Tensor:
+        """The latents of window `number`. Raises GenerationError where they are not finite."""
+        windows = plan.timeline.windows
+        window, which = windows[number], f" {number + 1}/{len(windows)}" if len(windows) > 1 else ""
+        with progress_bar(f"denoising{which}", progress) as show:
+            latents = self.system.sample(
+                [plan.prompt_of(window)],
+                [plan.seed_of(number)],
+                plan.shape_of(window),
+                plan.sampling,
+                plan.negative,
+                show,
+                told.known,
+                told.keyframes,
+                watch,
+                told.start,
+            )
+        if not latents.isfinite().all():
+            settings = f"guidance={plan.sampling.guidance:g}, steps={plan.sampling.steps}"
+            raise GenerationError(f"the denoiser's output is not finite; {cause(self.system, settings)}")
+        return latents
+
+    def _read(self, path: Path, plan: Plan, window: Window) -> Tensor:
+        """Saved latents of a window. Raises ValueError where they are another's."""
+        latents, _ = read_latents(path)
+        shape = plan.shape_of(window).latent(self.system.stride)
+        wanted = (1, self.system.latent_channels, shape.frames, shape.height, shape.width)
+        if tuple(latents.shape) != wanted:
+            raise ValueError(f"{path}: latents of shape {tuple(latents.shape)}, where this clip's are {wanted}")
+        return latents.to(self.system.device)
+
+
+def _collected(chunks: Iterator[Tensor], timeline: Timeline, manifest: Manifest) -> Clip:
+    """Chunks as a clip in memory."""
+    frames = torch.empty(timeline.frames, manifest.height, manifest.width, 3, dtype=torch.uint8)
+    done = 0
+    for chunk in chunks:
+        frames[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    return Clip(frames, manifest.fps, manifest)
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def load(model: str | Path = "pond") -> Model:
@@ -183,7 +240,7 @@ def load(model: str | Path = "pond") -> Model:
     """
     folder = find_model(model)
     try:
-        return Model(str(model), LatentVideo.load(folder))
+        return Model(str(model), load_system(folder))
     except (KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: not a model that runs here, or damaged ({error!r})") from error
 
@@ -212,49 +269,3 @@ def generate(prompt: str | Request, *, seed: int | None = None, model: str = "po
     """Make a clip with a model that is loaded on the first call and stays. For more settings pass a Request."""
     request = prompt if isinstance(prompt, Request) else Request(prompt, seed=seed, model=model)
     return _loaded(request.model).generate(request)
-
-
-def save_latents(path: Path, latents: Tensor, manifest: Manifest) -> None:
-    """Write latents and the manifest of their clip as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".carrara-{os.getpid()}-{os.urandom(4).hex()}.latents")
-    try:
-        save_file({"latents": latents.detach().cpu().contiguous()}, partial, metadata=manifest.metadata())
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: the latents cannot be saved ({error}); choose another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_latents(path: Path) -> tuple[Tensor, Manifest]:
-    """What `save_latents` wrote. Raises ValueError for a file that is foreign or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            manifest = find_manifest(file.metadata() or {}, str(path))
-            if "latents" not in file.keys():  # noqa: SIM118 (not a dict)
-                raise ValueError(f"{path}: holds no latents")
-            return file.get_tensor("latents"), manifest
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a file of saved latents, or damaged ({error})") from None
-
-
-def read_source(path: Path) -> tuple[Tensor | None, Manifest]:
-    """The manifest of a clip's file or of saved latents, and the latents where it is those."""
-    if path.suffix == ".safetensors":
-        return read_latents(path)
-    return None, read_manifest(path)
-
-
-def _cause(system: LatentVideo, otherwise: str) -> str:
-    """The weights, if they are at fault; else the settings."""
-    parts: dict[str, nn.Module] = {
-        "transformer": system.denoiser,
-        "vae": system.autoencoder,
-        "text_encoder": system.text_encoder,
-    }
-    for part, module in parts.items():
-        for name, weight in module.named_parameters():
-            if not weight.isfinite().all():
-                return f"the model is damaged: its {part} has values that are not finite in {name}; copy it again"
-    return f"the weights are finite, so the cause is {otherwise}; try the model's defaults and another seed"
