@@ -35,6 +35,7 @@ from carrara.denoisers.text_keys import Pair, TextKeys
 from carrara.nn.attention import Attention, CrossAttention
 from carrara.nn.fused import gated_sum, modulated_norm
 from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype
+from carrara.nn.packing import pack
 from carrara.nn.positions import grid_positions, rotations
 
 __all__ = [
@@ -193,6 +194,15 @@ class DiT(nn.Module):
         bias = torch.cat((real.float(), (text.padded_length - lengths).float()), dim=1).log()  # log 0: not there
         blocks = tuple(block.cross_attention.read(read) for block in self.blocks)
         return TextKeys(blocks, bias[:, None, None], self._read_image(image, b))
+
+    def pack(self) -> None:
+        """Let every block's queries, keys and values be one product at inference (`nn/packing.py`).
+
+        The result is the same to rounding. Those weights are copied once, so weights that are mapped from a file stop
+        being so.
+        """
+        for block in self.blocks:
+            pack((block.self_attention.q, block.self_attention.k, block.self_attention.v))
 
     def init_weights(self, seed: int | Generator) -> None:
         """Draw fresh weights. Gates, the cross-attention's output and the head are zero: every block is the identity

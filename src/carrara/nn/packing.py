@@ -19,12 +19,15 @@ from carrara.nn.layers import compute_dtype
 
 @torch.inference_mode(False)  # whose tensors could not be trained afterwards
 def pack(layers: Sequence[nn.Linear]) -> None:
-    """Lay weights and biases of layers with the same input out one after the other. Values and names stay."""
+    """Lay weights and biases of layers with the same input out one after the other. Values and names stay.
+
+    They become new parameters: an optimizer is made afterwards.
+    """
     for name in ("weight", "bias"):
         own = [getattr(layer, name) for layer in layers]
         whole = torch.cat([parameter.detach() for parameter in own])
-        for parameter, part in zip(own, whole.split([len(parameter) for parameter in own])):
-            parameter.data = part
+        for layer, parameter, part in zip(layers, own, whole.split([len(parameter) for parameter in own])):
+            setattr(layer, name, nn.Parameter(part, requires_grad=parameter.requires_grad))
 
 
 def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:

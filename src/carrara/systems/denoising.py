@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from einops import reduce, repeat
@@ -81,11 +82,14 @@ def guided(
         return cond
     null_keys = network.read_text(null(), states)
     uncond = as_denoise(network, null_keys, given, reuse)
-    joint = as_denoise(network, keys.join(null_keys), given, reuse)  # type: ignore[arg-type]
+
+    @cache
+    def joint() -> Denoise:
+        return as_denoise(network, keys.join(null_keys), given, reuse)  # type: ignore[arg-type]
 
     def both(x: Tensor, point: GridPoint) -> tuple[Tensor, Tensor]:
         if together or (together is None and _tokens(network, x) <= TOGETHER):
-            first, second = joint(repeat(x, "b ... -> (two b) ...", two=2), point).chunk(2)
+            first, second = joint()(repeat(x, "b ... -> (two b) ...", two=2), point).chunk(2)
             return first, second
         return cond(x, point), uncond(x, point)
 
