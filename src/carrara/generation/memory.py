@@ -8,6 +8,7 @@ from pathlib import Path
 
 from carrara.core.types import VideoShape
 from carrara.systems.latent import LatentVideo, chunk_frames
+from carrara.systems.pixel_system import PixelSystem
 
 _SHORT = 1024  # up to so many keys the attention's scores are held as a whole
 _FLOAT = 4  # bytes; activations may be narrower, the estimate is on the safe side
@@ -21,8 +22,10 @@ def available_memory() -> int:
     return min(limits) if limits else 1 << 62
 
 
-def peak_memory(system: LatentVideo, shape: VideoShape) -> int:
+def peak_memory(system: LatentVideo | PixelSystem, shape: VideoShape) -> int:
     """Bytes that one clip of this shape takes at its worst moment, beside the weights. An upper estimate."""
+    if isinstance(system, PixelSystem):
+        return system.peak_memory(shape)
     frames = shape.frames * shape.height * shape.width * 3
     return _BASE + frames + max(_denoising(system, shape), _decoding(system, shape))
 

@@ -12,8 +12,9 @@ from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
 from carrara.recipes.pond_decoder import DecoderRecipe, pond_decoder
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
+from carrara.recipes.vdm import VDMRecipe, vdm, vdm_tiny
 
-RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe]] = {
+RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe | VDMRecipe]] = {
     "pond": pond,
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
@@ -22,4 +23,6 @@ RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | Mot
     "motion-features": motion_features,
     "phyworld": phyworld,
     "phyworld-tiny": phyworld_tiny,
+    "vdm": vdm,
+    "vdm-tiny": vdm_tiny,
 }

@@ -1,0 +1,180 @@
+"""What the systems of pixels share: text, folders, and pixels as their own latents.
+
+A folder holds `model_index.json` (the system's name), `carrara.json` (what it makes unasked, and its settings), and a
+folder for each part: `config.json` and weights of a network, `text_encoder/` and `tokenizer/` as in every model folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from carrara.core.config import from_dict, read_json, to_dict, write_json
+from carrara.core.types import Stride, TextStates, VideoShape
+from carrara.core.weights import fingerprint, load_weights, save_weights
+from carrara.denoisers.unet3d import UNet3D, UNetConfig
+from carrara.systems.latent import Defaults
+from carrara.text.encoder import TextEncoder
+from carrara.text.tokenizer import Tokenizer
+
+WEIGHTS = "model"
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Pixels(nn.Module):
+    """The autoencoder of a system of pixels: it changes nothing."""
+
+    stride = Stride(1, 1)
+    latent_channels = 3
+
+    def encode(self, video: Tensor) -> Tensor:
+        return video
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        yield latents
+
+
+class PixelSystem:
+    """The parts that every system of pixels has. A system names itself, its networks and its settings, and samples.
+
+    denoiser: the network of the first stage.
+    """
+
+    NAME: ClassVar[str]
+    SETTINGS: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        networks: Mapping[str, UNet3D],
+        text_encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        defaults: Defaults,
+        settings: Any,
+        fingerprint: str = "",
+    ) -> None:
+        self.networks = dict(networks)
+        self.denoiser = next(iter(self.networks.values()))
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.defaults, self.settings, self.fingerprint = defaults, settings, fingerprint
+        self.autoencoder = Pixels()
+        self.check()
+
+    def check(self) -> None:
+        """Refuse networks that do not belong together (ValueError)."""
+
+    @property
+    def stride(self) -> Stride:
+        return self.autoencoder.stride
+
+    @property
+    def latent_channels(self) -> int:
+        return self.autoencoder.latent_channels
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """In how large steps sides can be chosen."""
+        return 1, self.denoiser.config.side_step, self.denoiser.config.side_step
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.leave.weight.device
+
+    def count_tokens(self, prompt: str) -> int:
+        return self.tokenizer.lengths([prompt])[0]
+
+    def known_words(self) -> list[str]:
+        return self.tokenizer.known_words()
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return self.tokenizer.unknown_words(prompt)
+
+    def read(self, prompts: Sequence[str]) -> TextStates:
+        """Encode prompts; "" is the null caption."""
+        ids, mask = self.tokenizer.encode(prompts)
+        return self.text_encoder(ids.to(self.device), mask.to(self.device))
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        """Video `b 3 t h w` in [-1, 1]: the latents."""
+        yield latents
+
+    def decode_more(self, latents: Tensor, state: Any = None) -> Iterator[tuple[Tensor, Any]]:
+        yield latents, state
+
+    def peak_memory(self, shape: VideoShape) -> int:
+        """Bytes that one clip of this shape takes at its worst moment, beside the weights. An upper estimate.
+
+        The finest level of the widest network holds what the way up needs of it, and four copies while a layer works;
+        guidance towards what is known keeps all of it for its gradient.
+        """
+        config = max((network.config for network in self.networks.values()), key=lambda config: config.dim)
+        kept = sum(10 * config.blocks * width / 4**level for level, width in enumerate(config.multipliers))
+        return int(4 * shape.frames * shape.height * shape.width * config.dim * (kept + 8)) + (192 << 20)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the model folder; `model_index.json` comes last, so that a half-written folder never loads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model_index.json").unlink(missing_ok=True)
+        for name, network in self.networks.items():
+            write_network(network, folder / name, dtype)
+        self.text_encoder.save(folder / "text_encoder", dtype)
+        self.tokenizer.save(folder / "tokenizer")
+        write_json(folder / "carrara.json", {"defaults": to_dict(self.defaults), "settings": to_dict(self.settings)})
+        parts = [*self.networks, "text_encoder", "tokenizer"]
+        write_json(folder / "model_index.json", {"_class_name": self.NAME, "parts": parts})
+
+
+def write_network(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a network whose `config` is a dataclass: `config.json` and weights."""
+    save_weights(network.state_dict(), folder / f"{WEIGHTS}.safetensors", dtype=dtype)
+    write_json(folder / "config.json", to_dict(network.config))
+
+
+def read_network(kind: type[Module], config: type[Any], folder: Path, dtype: torch.dtype = torch.float32) -> Module:
+    """What `write_network` wrote, in evaluation mode without gradients. Raises ValueError for what does not fit."""
+    values = from_dict(config, read_json(folder / "config.json"), str(folder / "config.json"))
+    with torch.device("meta"):
+        network = kind(values)
+    load_weights(network, folder, WEIGHTS, dtype=dtype)
+    return network.eval().requires_grad_(False)
+
+
+def read_parts(folder: Path, name: str, settings: type[Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """The parts of a folder by the names of `PixelSystem`'s arguments; its networks are U-Nets.
+
+    Raises ValueError that names the first thing that is missing, foreign or damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such model folder")
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != name:
+        raise ValueError(f"{folder}: a {index.get('_class_name') or 'nameless'} folder; {name} is expected here")
+    parts = index.get("parts")
+    if not isinstance(parts, list) or not {"text_encoder", "tokenizer"} < set(parts):
+        raise ValueError(f"{folder}/model_index.json: parts={parts!r}: expected networks, a text encoder, a tokenizer")
+    for part in parts:
+        if Path(part).name != part or not (folder / part).is_dir():
+            raise ValueError(f"{folder}: no {part}/ in it; is the copy complete?")
+    own = read_json(folder / "carrara.json")
+    text_encoder = TextEncoder.load(folder / "text_encoder", dtype).requires_grad_(False)
+    networks = {
+        part: read_network(UNet3D, UNetConfig, folder / part, dtype)
+        for part in parts
+        if part not in ("text_encoder", "tokenizer")
+    }
+    return {
+        "networks": networks,
+        "text_encoder": text_encoder,
+        "tokenizer": Tokenizer.load(folder / "tokenizer"),
+        "defaults": from_dict(Defaults, own.get("defaults", {}), f"{folder}/carrara.json"),
+        "settings": from_dict(settings, own.get("settings", {}), f"{folder}/carrara.json"),
+        "fingerprint": fingerprint(sorted(path for part in parts for path in (folder / part).iterdir())),
+    }

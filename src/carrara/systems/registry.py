@@ -1,0 +1,35 @@
+"""Which system a model folder holds: the `_class_name` in its `model_index.json`, and who reads it.
+
+A new system is a file, a recipe and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from carrara.core.config import read_json
+from carrara.systems.system import System
+
+
+def _vdm(folder: Path) -> System:
+    from carrara.systems.vdm import VDM
+
+    return VDM.load(folder)
+
+
+READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm}
+"""By class name; every other folder is for `LatentVideo`, which says what it cannot run."""
+
+
+def load_system(folder: Path) -> Any:
+    """The `System` of a model folder. Raises ValueError, one line, for one that is foreign or damaged."""
+    folder = Path(folder)
+    index = folder / "model_index.json"
+    name = read_json(index).get("_class_name") if index.is_file() else None
+    if isinstance(name, str) and name in READERS:
+        return READERS[name](folder)
+    from carrara.systems.latent import LatentVideo
+
+    return LatentVideo.load(folder)
