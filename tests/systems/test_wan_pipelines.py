@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -90,3 +92,17 @@ def test_experts_take_their_share_of_the_steps():
     assert not torch.allclose(base, draw(3.0, 3.0))
     assert not torch.allclose(base, draw(4.0, 2.0))
     assert torch.equal(draw(4.0, 4.0), draw(4.0))
+
+
+def test_reuse_is_asked_for_in_the_sampling_and_reports_what_it_costs():
+    """Off it is exact; on, the network is asked for less, and the clip moves by little."""
+    pipeline = random_pipeline("t2v")
+    system, shape = carrara_system(pipeline), KINDS["t2v"].shape
+    exact, calls = sampling_of(pipeline, 5.0, steps=30), []
+    system.denoiser.blocks[-1].register_forward_pre_hook(lambda *_: calls.append(1))
+    whole, all_calls = system.sample([PROMPT], [SEED], shape, exact), len(calls)
+    calls.clear()
+    near = system.sample([PROMPT], [SEED], shape, replace(exact, reuse=0.3))
+    assert all_calls == 30  # both sides of guidance in one batch
+    assert len(calls) < all_calls
+    assert 0 < (near - whole).norm() / whole.norm() < 0.05
