@@ -18,7 +18,8 @@ from carrara.autoencoders.video_weights import diffusers_names, published_names
 from carrara.denoisers.dit_weights import DIFFUSERS, WAN
 from carrara.text.umt5 import PUBLISHED
 
-KINDS = ("t2v", "i2v", "ti2v", "t2v-experts", "i2v-experts")
+KINDS = ("t2v", "i2v", "flf2v", "ti2v", "t2v-experts", "i2v-experts")
+IMAGES = ("i2v", "flf2v", "i2v-experts")
 WORDS = ["a", "red", "ball", "bounces", "on", "the", "grass", "green", "frog", "&", "two", "cats"]
 TEXT_DIM = 24
 
@@ -49,13 +50,14 @@ def parts(kind: str, seed: int = 0) -> dict[str, Any]:
         "attention_head_dim": 12,
         "num_layers": 2,
         "ffn_dim": 32,
-        "in_channels": 36 if kind.startswith("i2v") else z,
+        "in_channels": 36 if kind in IMAGES else z,
         "out_channels": z,
         "text_dim": TEXT_DIM,
         "freq_dim": 16,
     }
-    if kind == "i2v":
+    if kind in ("i2v", "flf2v"):
         transformer |= {"image_dim": 160, "added_kv_proj_dim": 24}
+        transformer["pos_embed_seq_len"] = 10 if kind == "flf2v" else None  # the states of two images
     words = tokenizer()
     text = UMT5EncoderModel(
         UMT5Config(vocab_size=len(words), d_model=TEXT_DIM, d_kv=6, d_ff=20, num_layers=2, num_heads=4)
@@ -67,7 +69,7 @@ def parts(kind: str, seed: int = 0) -> dict[str, Any]:
         "text_encoder": text,
         "tokenizer": words,
     }
-    if kind == "i2v":
+    if kind in ("i2v", "flf2v"):
         clip = CLIPVisionConfig(
             hidden_size=160,
             intermediate_size=64,
@@ -100,7 +102,7 @@ def write_diffusers(folder: Path, kind: str, made: dict[str, Any] | None = None,
         pipeline.save_pretrained(folder, max_shard_size=shards)
         if "image_encoder" in made:
             made["image_encoder"].save_pretrained(folder / "image_encoder")
-    if kind.startswith("i2v"):
+    if kind in IMAGES:
         index = json.loads((folder / "model_index.json").read_text())
         index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": ["transformers", "CLIPVisionModel"]}
         (folder / "model_index.json").write_text(json.dumps(index))

@@ -61,7 +61,7 @@ def test_every_part_is_the_one_that_was_written(folders, kind, layout):
     assert list(loaded.autoencoder.config.latents_std) == list(made["vae"].config.latents_std)
     text = {name: value for name, value in made["text_encoder"].state_dict().items() if "embed_tokens" not in name}
     assert same(loaded.text_encoder.state_dict(), text)
-    assert (loaded.image_tower is None) == (kind != "i2v")
+    assert (loaded.image_tower is None) == (kind not in ("i2v", "flf2v"))
     for module in (loaded.denoiser, loaded.autoencoder, loaded.text_encoder):
         assert not module.training
         assert not any(parameter.requires_grad or parameter.is_meta for parameter in module.parameters())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # names of types only: the modules that make systems import t
     from carrara.text.encoder import TextEncoder
     from carrara.text.tokenizer import Tokenizer
 
-Task = Literal["t2v", "i2v", "ti2v"]
+Task = Literal["t2v", "i2v", "flf2v", "ti2v"]
 
 # The released models were tuned against this text as the unconditional side (Wan's configuration of all of them).
 WAN_NEGATIVE = (
@@ -33,7 +33,8 @@ class ModelKind:
 
     family, size: as released ("Wan 2.1", "1.3B"); size is "" where nobody released a model of these sizes;
     task: t2v makes a clip of a text; i2v of a text and its first frame, whose latents and mask are concatenated to the
-    noise as 20 more channels; ti2v of a text, and of a first frame where one is given, held as the first latent frame;
+    noise as 20 more channels; flf2v of a last frame too; ti2v of a text, and of a first frame where one is given, held
+    as the first latent frame;
     boundary: with two experts, the noise level in [0, 1] from which on (t >= boundary) the high-noise one is asked;
     expand_timesteps: every token has its own level, 0 where its latents are known (ti2v);
     image_tower: the transformer also reads the first frame through CLIP's image tower (i2v of Wan 2.1);
@@ -64,7 +65,7 @@ class ModelKind:
     @property
     def concatenates(self) -> bool:
         """Whether latents are entered with a mask and the known frame as more channels."""
-        return self.task == "i2v"
+        return self.task in ("i2v", "flf2v")
 
     def __str__(self) -> str:
         return " ".join(word for word in (self.family, self.task.upper(), self.size or "(a size of its own)") if word)
@@ -73,6 +74,9 @@ class ModelKind:
 T2V_1_3B = ModelKind(size="1.3B", negative=WAN_NEGATIVE)
 T2V_14B = ModelKind(size="14B", width=1280, height=720, negative=WAN_NEGATIVE)
 I2V_14B = ModelKind(task="i2v", size="14B", image_tower=True, steps=40, shift=3.0, negative=WAN_NEGATIVE)
+FLF2V_14B = ModelKind(
+    task="flf2v", size="14B", image_tower=True, width=1280, height=720, shift=16.0, negative=f"镜头切换，{WAN_NEGATIVE}"
+)
 TI2V_5B = ModelKind(
     "Wan 2.2", "ti2v", "5B", expand_timesteps=True, frames=121, width=1280, height=704, fps=24.0, negative=WAN_NEGATIVE
 )
@@ -101,7 +105,7 @@ I2V_A14B = ModelKind(
     low_guidance=3.5,
     negative=WAN_NEGATIVE,
 )
-RELEASED = (T2V_1_3B, T2V_14B, I2V_14B, TI2V_5B, T2V_A14B, I2V_A14B)
+RELEASED = (T2V_1_3B, T2V_14B, I2V_14B, FLF2V_14B, TI2V_5B, T2V_A14B, I2V_A14B)
 
 
 @dataclass(frozen=True)

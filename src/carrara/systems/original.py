@@ -51,7 +51,7 @@ _SETTINGS = {
     "eps": "eps",
 }
 _SHARED: dict[str, Any] = {"qk_norm": True, "cross_attn_norm": True, "window_size": [-1, -1], "text_len": 512}
-_TASKS = ("t2v", "i2v", "ti2v")
+_TASKS = ("t2v", "i2v", "flf2v", "ti2v")
 
 Config = TypeVar("Config")
 
@@ -105,21 +105,26 @@ def read_config(folder: Path) -> tuple[DiTConfig, str]:
         raise ValueError(f"{where}: {missing[0]!r} is missing; {INCOMPLETE}")
     theirs: dict[str, Any] = {_SETTINGS[key]: value for key, value in values.items() if key in _SETTINGS}
     theirs = {"text_dim": 4096, **theirs, "attention_head_dim": values["dim"] // values["num_heads"]}
-    if width := _image_width(folder):
-        theirs |= {"image_dim": width, "added_kv_proj_dim": values["dim"]}
+    width, positions = _image_states(folder)
+    if width is not None:
+        theirs |= {"image_dim": width, "added_kv_proj_dim": values["dim"], "pos_embed_seq_len": positions}
     return DiTConfig.from_diffusers(theirs), task
 
 
-def _image_width(folder: Path) -> int | None:
-    """How wide the image tower's states are that a transformer reads; its configuration does not say."""
+def _image_states(folder: Path) -> tuple[int | None, int | None]:
+    """How wide the image tower's states are that a transformer reads, and how many have learned positions.
+
+    Its configuration does not say: where it reads any, its tensors do.
+    """
+    found: dict[str, tuple[int, ...]] = {}
     try:
         for path in shard_files(folder, STEM):
             shard = Shard(path)
-            if "img_emb.proj.0.weight" in shard:
-                return shard["img_emb.proj.0.weight"].shape[0]
+            found |= {name: tuple(shard[name].shape) for name in shard if name.startswith("img_emb.")}
     except ValueError:
         pass  # what is missing or damaged is told when it is asked for
-    return None
+    width, positions = found.get("img_emb.proj.0.weight", (None,))[0], found.get("img_emb.emb_pos", (None, None))[1]
+    return width, positions
 
 
 def _denoiser(folder: Path) -> Network:
