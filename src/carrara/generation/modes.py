@@ -31,7 +31,8 @@ MOST_FRAMES = 10**6
 class Length:
     """How long a clip is to be. frames: all in one pass; seconds: of what is made; window: frames of a pass.
 
-    None where it was not said. fps: what was said; usual_window, usual_fps: the model's own; step: frames of a latent.
+    None where it was not said. fps: what was said; usual_window, usual_fps: the model's own; step: frames of a latent;
+    context: frames that a window takes from the one before, where the model takes a number of its own.
     """
 
     frames: int | None
@@ -41,6 +42,11 @@ class Length:
     usual_window: int
     usual_fps: float
     step: int = 4
+    context: int | None = None
+
+    def context_of(self, window: int) -> int:
+        """Frames that a window of so many takes from the one before."""
+        return self.context or context_of(window, self.step)
 
     def pass_frames(self, behind: int = 0) -> int:
         """Frames of one pass; all of them at once if they were counted. behind: frames it reaches beyond the clip."""
@@ -109,7 +115,7 @@ def _onward(
     """From what is known at the beginning (nothing, a picture, a clip) forwards, perhaps to what is known behind it."""
     clip, second, step = material.clip, material.second, length.step
     window = length.pass_frames(behind=int(loop))
-    context = context_of(window, step)
+    context = length.context_of(window)
     begin = 0 if clip is None else len(clip)
     given = begin or int(material.image is not None)
     prefix = longest_prefix(given, context, step)
@@ -128,7 +134,7 @@ def _onward(
     elif ahead:  # the last window has a context on both sides, where it is long enough, and all else is made before it
         reach = both
         cuts.append(align(end + reach, origin, step) - window + context)
-    windows = forward_windows(origin, prefix, end + reach, window, step, cuts)
+    windows = forward_windows(origin, prefix, end + reach, window, step, cuts, context)
 
     known = {} if clip is None else dict(enumerate(clip))
     known |= {0: material.image} if material.image is not None else {}

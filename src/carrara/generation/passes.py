@@ -2,7 +2,9 @@
 
 The prefix is encoded as a clip of its own, so that its latents are what a causal encoder gives the beginning of any
 clip. A known frame elsewhere is encoded alone, as a keyframe token at its own time; of a run of known frames every
-fourth is told, one for each latent frame. A source clip is encoded as a whole, its hole filled.
+fourth is told, one for each latent frame. A source clip is encoded as a whole, its hole filled. Models that read an
+image beside the noise (Wan's image to video) know nothing of levels: they are told a window's first frame, and its last
+one where it is known, in their own way.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carrara.core.types import Keyframes
+from carrara.core.types import Keyframes, VideoShape
 from carrara.generation.holes import filled, latent_hole
 from carrara.generation.timeline import Timeline, Window
-from carrara.systems.latent import Known, LatentVideo, Start
+from carrara.systems.latent import ImageContext, Known, LatentVideo, Start
 from carrara.systems.phases import to_unit
+from carrara.systems.wan_image import given_image
 
 Frame = Callable[[int], Tensor | None]
 """A frame of the timeline, uint8 `h w 3`, where it is known by now."""
@@ -30,6 +33,7 @@ class Told:
     known: Known | None = None
     keyframes: Keyframes | None = None
     start: Start | None = None
+    image: ImageContext | None = None
 
 
 @torch.no_grad()
@@ -38,7 +42,11 @@ def tell(
 ) -> Told:
     """What is known of a window when it is made. `by`: how known latents are kept."""
     prefix = [_given(frame, index) for index in range(window.start, window.fresh)]
-    keyframes = _keyframes(system, window, keyframe_indices(window, frame), frame)
+    if reads_image(system):
+        last = frame(window.stop - 1)
+        shape = VideoShape(window.frames, height, width)
+        return Told(image=given_image(system, shape, _given(frame, window.start), last)[1])
+    keyframes = _keyframes(system, window, keyframe_indices(window, frame, system.stride.time), frame)
     if timeline.source is not None:
         return _on_source(system, timeline, window, prefix, keyframes, by)
     if not prefix:
@@ -55,12 +63,17 @@ def tell(
     return Told(Known(latents, mask, by), keyframes)
 
 
-def keyframe_indices(window: Window, frame: Callable[[int], object], step: int = 4) -> list[int]:
+def reads_image(system: LatentVideo) -> bool:
+    """Whether the network takes an image's channels beside the noise, and nothing else of what is known."""
+    return bool(getattr(system.denoiser.config, "given_channels", 0))
+
+
+def keyframe_indices(window: Window, frame: Callable[[int], object], step: int) -> list[int]:
     """Which known frames behind a window's prefix become tokens: the first of every run and each fourth after it."""
     chosen, run = [], 0
     for index in range(window.fresh, window.stop):
         run = run + 1 if frame(index) is not None else 0
-        if run % step == 1:
+        if run and (run - 1) % step == 0:
             chosen.append(index)
     return chosen
 

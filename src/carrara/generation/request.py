@@ -19,9 +19,10 @@ from carrara.generation.manifest import Manifest
 from carrara.generation.material import gather
 from carrara.generation.memory import check_memory
 from carrara.generation.modes import Length, lay_out
-from carrara.generation.passes import keyframe_indices
+from carrara.generation.passes import keyframe_indices, reads_image
 from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.wan_image import check_images
 
 MAX_SEED = 2**63 - 1
 _SAMPLING = tuple(field.name for field in fields(Sampling))
@@ -144,11 +145,18 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
         sampling = replace(sampling, guidance=1.0)  # it would compare the null caption with itself
 
     length = Length(
-        request.frames, request.seconds, request.fps, request.window, defaults.frames, defaults.fps, system.stride.time
+        request.frames,
+        request.seconds,
+        request.fps,
+        request.window,
+        defaults.frames,
+        defaults.fps,
+        system.stride.time,
+        1 if reads_image(system) else None,
     )
     length.check(conditions)
     plain = not conditions.said() and request.seconds is None and request.window is None and not request.prompt_at
-    if plain:
+    if plain and not reads_image(system):
         timeline = Timeline(shape.frames, 0, shape.frames, (Window(0, shape.frames),))
         check_memory(system, shape, available)
         return Plan(
@@ -158,8 +166,10 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     material = gather(conditions, shape.height, shape.width, dict(request.inputs))
     timeline, fps, prompts = lay_out(conditions, length, material, request.prompt_at)
     _check_number("fps", fps, 1, 120)
-    tokens = max(len(_tokens(timeline, window)) for window in timeline.windows)
-    if tokens and conditions.known_by not in (None, "hold"):
+    tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)
+    if reads_image(system):
+        _check_images(timeline, conditions, system)
+    elif tokens and conditions.known_by not in (None, "hold"):
         raise ValueError(f"known_by={conditions.known_by}: keeps a beginning or a region; later frames need hold")
     longest = VideoShape(timeline.longest, shape.height, shape.width)
     check_memory(system, replace(longest, frames=longest.frames + tokens * system.stride.time), available)
@@ -181,14 +191,31 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     )
 
 
-def _tokens(timeline: Timeline, window: Window) -> list[int]:
+def _check_images(timeline: Timeline, conditions: Conditions, system: LatentVideo) -> None:
+    """Refuse what a model that reads an image beside the noise cannot be told."""
+    said = [name for name in (conditions.clip, *("before", "loop", "known_by")) if name and getattr(conditions, name)]
+    if others := [name for name in said if name != "extend"]:
+        raise ValueError(
+            f"{others[0]}: this model is told a first picture, and knows nothing else of a clip; use image"
+        )
+    windows = timeline.windows
+    last = None if conditions.last is None else timeline.known[timeline.end - 1]
+    if not windows[0].prefix:
+        raise ValueError("this model makes a clip of a picture: give one as image, or a clip to extend")
+    if last is not None and (len(windows) > 1 or windows[0].stop != timeline.end):
+        raise ValueError(f"last: this model takes it in one pass of 4k+1 frames; of {timeline.end} it cannot")
+    first = timeline.known[windows[0].fresh - 1]
+    check_images(system.denoiser.config, system.autoencoder, first, last, system.image_tower)
+
+
+def _tokens(timeline: Timeline, window: Window, step: int) -> list[int]:
     """The keyframe tokens of a window, those that are to be made first counted as there."""
 
     def frame(index: int) -> bool | None:
         behind = timeline.loop or timeline.backward
         return True if index in timeline.known or (behind and index >= timeline.end) else None
 
-    return keyframe_indices(window, frame)
+    return keyframe_indices(window, frame, step)
 
 
 def unknown_words(prompt: str, system: LatentVideo) -> str | None:

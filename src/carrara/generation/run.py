@@ -191,6 +191,7 @@ class Model:
         windows = plan.timeline.windows
         window, which = windows[number], f" {number + 1}/{len(windows)}" if len(windows) > 1 else ""
         with progress_bar(f"denoising{which}", progress) as show:
+            image = {} if told.image is None else {"image": told.image}
             latents = self.system.sample(
                 [plan.prompt_of(window)],
                 [plan.seed_of(number)],
@@ -202,6 +203,7 @@ class Model:
                 told.keyframes,
                 watch,
                 told.start,
+                **image,
             )
         if not latents.isfinite().all():
             settings = f"guidance={plan.sampling.guidance:g}, steps={plan.sampling.steps}"

@@ -85,14 +85,16 @@ def align(frame: int, origin: int, step: int) -> int:
 
 
 def forward_windows(
-    origin: int, known: int, stop: int, window: int, step: int, cuts: Sequence[int] = ()
+    origin: int, known: int, stop: int, window: int, step: int, cuts: Sequence[int] = (), context: int | None = None
 ) -> tuple[Window, ...]:
     """Windows of at most `window` frames that make everything from frame `origin + known` on, up to at least `stop`.
 
-    known: how many frames from the origin on are known, 0 or 1 + 4k. cuts: aligned places where a window must stop.
+    known: how many frames from the origin on are known, 0 or 1 + 4k. cuts: aligned places where a window must stop;
+    context: frames that a window takes from the one before, `context_of` if None.
     A window that would be short takes more context instead, where there is some.
     """
-    context, last, done = context_of(window, step), align(stop, origin, step), origin + known
+    context = context or context_of(window, step)
+    last, done = align(stop, origin, step), origin + known
     targets = sorted({*cuts, last})
     windows = []
     while done < last:
