@@ -193,11 +193,9 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
 
 def _check_images(timeline: Timeline, conditions: Conditions, system: LatentVideo) -> None:
     """Refuse what a model that reads an image beside the noise cannot be told."""
-    said = [name for name in (conditions.clip, *("before", "loop", "known_by")) if name and getattr(conditions, name)]
-    if others := [name for name in said if name != "extend"]:
-        raise ValueError(
-            f"{others[0]}: this model is told a first picture, and knows nothing else of a clip; use image"
-        )
+    if others := [name for name in conditions.said() if name not in ("image", "last", "extend", "fit")]:
+        said = "this model is told a first picture, and knows nothing else of a clip; use image"
+        raise ValueError(f"{others[0]}: {said}")
     windows = timeline.windows
     last = None if conditions.last is None else timeline.known[timeline.end - 1]
     if not windows[0].prefix:
