@@ -22,6 +22,7 @@ from carrara.generation.explain_command import explain
 
 if TYPE_CHECKING:
     from carrara.evaluation.report.sections import Section
+    from carrara.systems.parts import ModelFolder
 
 USAGE = """usage: carrara COMMAND ...
 
@@ -81,7 +82,7 @@ class Info:
     """What a model is, makes and knows."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]] = "pond"
-    """Bundled model or model folder."""
+    """Bundled model, model folder of any layout, or a name on the hub."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,16 @@ class Pond:
 def info(args: list[str]) -> int:
     """`carrara info`."""
     options = parse(Info, args, "carrara info")
-    from carrara.generation.run import find_model, load
+    from carrara.generation.loading import find_model, is_latent
+    from carrara.generation.run import load
 
+    folder = find_model(options.model)
+    if is_latent(folder):
+        from carrara.systems.folder import recognise
+
+        found = recognise(folder)
+        if found.foreign:
+            return explain_foreign(options.model, found)
     system = load(options.model).system
     defaults, stride = system.defaults, system.stride
     parts = {"transformer": system.denoiser, "vae": system.autoencoder, "text encoder": system.text_encoder}
@@ -146,7 +155,7 @@ def info(args: list[str]) -> int:
     words = system.known_words()
     rows = {
         "model": options.model,
-        "folder": find_model(options.model),
+        "folder": folder,
         "weights": f"sha256 {system.fingerprint}",
         "parameters": ", ".join(f"{name} {count:.1f} M" for name, count in millions.items()),
         "clip": f"{defaults.frames} frames of {defaults.width}x{defaults.height} at {defaults.fps:g} fps",
@@ -159,6 +168,19 @@ def info(args: list[str]) -> int:
     }
     for name, value in rows.items():
         print(f"{name:<11} {value}")
+    return 0
+
+
+def explain_foreign(name: str, found: ModelFolder) -> int:
+    """What a foreign folder is, holds and needs, without loading it; then, as an error, what keeps it from running."""
+    from carrara.generation.memory import available_memory, peak_memory
+    from carrara.systems.inspect import explain_folder
+
+    explained = explain_folder(found, available_memory(), peak_memory)
+    for label, value in (("model", name), ("folder", found.folder), *explained.rows):
+        print(f"{label:<13} {value}")
+    if explained.problems:
+        raise ValueError(explained.problems[0])
     return 0
 
 

@@ -7,7 +7,6 @@ error.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from carrara.core.config import nearest
 from carrara.core.media import check_format, check_output, write_video
 from carrara.core.progress import progress_bar
 from carrara.generation.clip import Clip
 from carrara.generation.conditions import Conditions
 from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file
+from carrara.generation.loading import check_room, find_model
 from carrara.generation.making import GenerationError, cause, frames_of
 from carrara.generation.manifest import Manifest, Software
 from carrara.generation.passes import Frame, Told, tell
@@ -32,8 +31,6 @@ from carrara.systems.latent import LatentVideo, Watch
 from carrara.systems.registry import load_system
 
 __all__ = ["GenerationError", "Model", "find_model", "generate", "load"]
-
-_BUNDLED = Path(__file__).parent.parent / "models"
 
 
 class Model:
@@ -236,30 +233,17 @@ def _remove(files: list[Path]) -> None:
 
 
 def load(model: str | Path = "pond") -> Model:
-    """A bundled model by name, or a model folder in the diffusers layout by path.
+    """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
-    Raises ValueError, one line, for an unknown name and for a folder that is foreign or damaged.
+    Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, and for a model that
+    does not fit into memory.
     """
     folder = find_model(model)
     try:
+        check_room(folder)
         return Model(str(model), load_system(folder))
     except (KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: not a model that runs here, or damaged ({error!r})") from error
-
-
-def find_model(model: str | Path) -> Path:
-    """The folder of a model, by name or path."""
-    bundled = {path.name: path for path in _BUNDLED.glob("*") if (path / "model_index.json").is_file()}
-    if not str(model):
-        raise ValueError("the model's name is empty; give a bundled model or the path of a model folder")
-    if str(model) in bundled:
-        return bundled[str(model)]
-    if Path(model).is_dir():
-        return Path(model)
-    if os.sep in str(model):
-        raise ValueError(f"{model}: no such model folder")
-    known = nearest(str(model), bundled) if bundled else "none is bundled with this installation"
-    raise ValueError(f"unknown model {str(model)!r}; {known}; or give the path of a model folder")
 
 
 @lru_cache(maxsize=1)

@@ -151,8 +151,12 @@ class LatentVideo:
         self.image_tower = image_tower
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentVideo:
-        """Read a model folder in the diffusers layout. Raises ValueError that names what is wrong with it."""
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> LatentVideo:
+        """Read a model folder in the diffusers layout or in that of the published Wan weights.
+
+        dtype None: float32 for a model made here, the published precision for another (`systems/parts.py`). Raises
+        ValueError that names what is wrong with the folder.
+        """
         from carrara.systems.folder import read_folder
 
         return read_folder(Path(folder), dtype)

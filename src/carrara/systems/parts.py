@@ -98,8 +98,17 @@ class Network:
 
     def converted(self, dtype: torch.dtype | None) -> int:
         """Bytes that loading in this type takes beside the mapped files."""
-        kept = ((value, kept_type(value.dtype, dtype, False)) for value in self._tensors())
-        return sum(value.numel() * kind.itemsize for value, kind in kept if kind != value.dtype)
+        return sum(size for size, mapped in self._kept(dtype) if not mapped)
+
+    def kept(self, dtype: torch.dtype | None) -> int:
+        """Bytes of the loaded network, mapped or not."""
+        return sum(size for size, _ in self._kept(dtype))
+
+    def _kept(self, dtype: torch.dtype | None) -> list[tuple[int, bool]]:
+        """Bytes of every tensor once loaded, and whether it is the mapped file. Islands count as matrices: they are
+        few."""
+        kinds = ((value, kept_type(value.dtype, dtype, False)) for value in self._tensors())
+        return [(value.numel() * kind.itemsize, kind == value.dtype) for value, kind in kinds]
 
     def _tensors(self) -> list[torch.Tensor]:
         files = (self.read(path) for path in self.files())

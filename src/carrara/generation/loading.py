@@ -1,0 +1,57 @@
+"""Before a model is loaded: which folder a name means, and whether its weights fit into memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from carrara.core.config import nearest, read_json
+from carrara.generation.memory import available_memory
+from carrara.systems.folder import recognise
+from carrara.systems.hub import fetch, is_hub_name
+from carrara.systems.registry import READERS
+
+_BUNDLED = Path(__file__).parent.parent / "models"
+_SHARE = 0.9  # of the free memory that weights may take
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model, by the name of a bundled one, by path, or by its name on the hub, whence it is fetched."""
+    name = str(model)
+    bundled = {path.name: path for path in _BUNDLED.glob("*") if (path / "model_index.json").is_file()}
+    if not name:
+        raise ValueError("the model's name is empty; give a bundled model or the path of a model folder")
+    if name in bundled:
+        return bundled[name]
+    if Path(model).is_dir():
+        return Path(model)
+    if isinstance(model, str) and is_hub_name(name):
+        return fetch(name)
+    if os.sep in name:
+        raise ValueError(f"{model}: no such model folder")
+    known = nearest(name, bundled) if bundled else "none is bundled with this installation"
+    raise ValueError(
+        f"unknown model {name!r}; {known}; or give the path of a model folder, or a name on the hub such as "
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    )
+
+
+def check_room(folder: Path, dtype: torch.dtype | None = None, available: int | None = None) -> None:
+    """Refuse a model whose weights would not fit into memory, before any is read. What stays mapped takes no room."""
+    if not is_latent(folder):
+        return
+    need = recognise(folder).converted(dtype)
+    free = available_memory() if available is None else available
+    if need > _SHARE * free:
+        raise ValueError(
+            f"{folder}: its weights take {need / 2**30:.1f} GiB of memory in the precision that they run in, "
+            f"{free / 2**30:.1f} GiB are free; free some, or run a smaller model"
+        )
+
+
+def is_latent(folder: Path) -> bool:
+    """Whether a folder is for `LatentVideo`, which says of every other what it is."""
+    index = folder / "model_index.json"
+    return not index.is_file() or read_json(index).get("_class_name") not in READERS
