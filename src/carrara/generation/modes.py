@@ -12,7 +12,6 @@ from math import isfinite
 
 from torch import Tensor
 
-from carrara.core.types import check_frames
 from carrara.generation.conditions import EDIT_STRENGTH, Conditions
 from carrara.generation.material import SAME_RATE, Material
 from carrara.generation.timeline import (
@@ -86,7 +85,10 @@ class Length:
                 raise ValueError(f"window={self.window}: must be a whole number")
             if self.window < 1 + self.step:
                 raise ValueError(f"window={self.window}: must be at least {1 + self.step} frames")
-            check_frames(self.window, self.step)
+            if (self.window - 1) % self.step:
+                below = (self.window - 1) // self.step * self.step + 1
+                said = f"must be {self.step}k+1 frames; nearest {below} or {below + self.step}"
+                raise ValueError(f"window={self.window}: {said}")
 
 
 def lay_out(
