@@ -18,7 +18,7 @@ _LEAST = {"extend": (5, _MOTION), "between": (5, _MOTION), "interpolate": (2, "t
 @dataclass(frozen=True, eq=False)
 class Material:
     """What was read: pictures uint8 `h w 3`, clips uint8 `t h w 3`, a mask bool `t h w`, all of one size; fps of the
-    clip where its file says it; hashes: SHA-256 of every input, by its name in `Conditions.sources`."""
+    clip where its file says it, and its name; hashes: SHA-256 of every input, by its name in `Conditions.sources`."""
 
     image: Tensor | None = None
     last: Tensor | None = None
@@ -26,6 +26,7 @@ class Material:
     second: Tensor | None = None
     mask: Tensor | None = None
     fps: float | None = None
+    name: str = ""
     hashes: tuple[tuple[str, str], ...] = ()
 
 
@@ -59,9 +60,13 @@ def gather(conditions: Conditions, height: int, width: int, expected: Mapping[st
                 f"{one.name} has {one.fps:g} frames a second and {two.name} {two.fps:g}: convert one of them"
             )
         second = fit_frames(two, height, width, fit)
-        return replace(pictures, clip=fit_frames(one, height, width, fit), second=second, fps=one.fps or two.fps)
+        return replace(
+            pictures, clip=fit_frames(one, height, width, fit), second=second, fps=one.fps or two.fps, name=one.name
+        )
     footage = read_clip(getattr(conditions, kind), kind, least, why)
     mask = None
     if conditions.mask is not None:
         mask = fit_mask(read_mask(conditions.mask, footage), footage, height, width, fit)
-    return replace(pictures, clip=fit_frames(footage, height, width, fit), mask=mask, fps=footage.fps)
+    return replace(
+        pictures, clip=fit_frames(footage, height, width, fit), mask=mask, fps=footage.fps, name=footage.name
+    )

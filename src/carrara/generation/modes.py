@@ -186,7 +186,7 @@ def _rate(conditions: Conditions, length: Length, material: Material) -> float:
         return usual
     if conditions.clip in ("extend", "between") and abs(given / usual - 1) > SAME_RATE:
         raise ValueError(
-            f"the given clip has {given:g} frames a second and this model makes {usual:g}: "
+            f"{material.name} has {given:g} frames a second and this model makes {usual:g}: "
             f"fps={given:g} takes its frames as they are, or convert it first"
         )
     return given
