@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from carrara.autoencoders.inflation import image_config
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
@@ -13,6 +16,7 @@ from carrara.data.pond.sampling import SINGLES
 from carrara.recipes import RECIPES
 from carrara.recipes.pond_data import PixelSource, actor_crops, train_pond_tokenizer
 from carrara.systems.latent import LatentVideo
+from carrara.training.loop import load_ema
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,17 @@ def test_crops_follow_the_actors():
     assert share[1] > 2 * share[0]
     with pytest.raises(ValueError, match="crop=65"):
         actor_crops(whole, 65, 1, torch.Generator())
+
+
+def test_an_autoencoder_of_clips_begins_as_copies_of_one_of_frames(tmp_path):
+    recipe = RECIPES["pond-tiny"]()
+    model = VideoAutoencoderConfig(16, None, 8, (1, 1), 1, (True,), patch=2)
+    stage = replace(recipe.autoencoder, model=model, images=3, image_batch=4)
+    vae = replace(recipe, autoencoder=stage).train_autoencoder(tmp_path / "autoencoder", torch.device("cpu"))
+    assert (vae / "config.json").is_file()
+    image = VideoAutoencoder(image_config(model))
+    load_ema(tmp_path / "autoencoder/images", image)
+    assert image.latent_channels == 4
+    assert (tmp_path / "autoencoder/images/metrics.jsonl").is_file()
+    with pytest.raises(ValueError, match="residual=True"):
+        replace(recipe.autoencoder, images=3)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from carrara.autoencoders.inflation import image_config, inflate
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
@@ -31,14 +32,21 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES, PixelBatches
+from carrara.recipes.pond_pixels import (
+    AUTOENCODER_SCENES,
+    CACHED_SCENES,
+    IMAGE_SCENES,
+    VALIDATION_SCENES,
+    PixelBatches,
+)
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
-from carrara.systems.phases import AutoencoderPhase, DenoiserPhase
+from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
+from carrara.training.checkpoint import checkpoints
 from carrara.training.config import TrainConfig
 from carrara.training.loop import load_ema, train
 
@@ -58,19 +66,25 @@ PICTURED = (
 class AutoencoderStage(PixelBatches):
     """How the autoencoder is trained: its shape, its loss, the world's mix, and what it is shown in which order.
 
-    validation: clips of the fixed validation batch; start: a training folder whose averaged weights it begins from.
+    images: so many steps on single frames train an image model first, whose copies the autoencoder begins as (see
+    `autoencoders/inflation.py`; 0: it learns from clips alone); validation: clips of the fixed validation batch;
+    start: a training folder whose averaged weights it begins from instead.
     """
 
     model: VideoAutoencoderConfig
     train: TrainConfig
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     mix: Mix = field(default_factory=Mix)
+    images: int = 0
     validation: int = 48
     start: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "validation")
+        _at_least(self, 0, "images")
+        if self.images:
+            image_config(self.model)
 
 
 @dataclass(frozen=True)
@@ -151,13 +165,37 @@ class PondRecipe:
         stage = self.autoencoder
         autoencoder = VideoAutoencoder(stage.model)
         autoencoder.initialise(torch.Generator().manual_seed(self.seed))
-        if stage.start:
-            load_ema(Path(stage.start), autoencoder)
-        autoencoder.to(device)
         source = self.source(stage.mix, device)
         validation = source.batch(VALIDATION_SCENES, stage.validation)
-        phase = AutoencoderPhase(autoencoder, stage.of(source, self.seed), validation, stage.loss)
-        return train(phase, stage.train, folder, self._settings("autoencoder"))
+        if stage.start:
+            load_ema(Path(stage.start), autoencoder)
+        elif stage.images and not checkpoints(folder):
+            image = self.train_image_model(folder / "images", source, validation, device)
+            inflate(image, autoencoder, torch.Generator().manual_seed(self.seed))
+        autoencoder.to(device)
+        batches = stage.of(source, self.seed, AUTOENCODER_SCENES)
+        return train(
+            AutoencoderPhase(autoencoder, batches, validation, stage.loss),
+            stage.train,
+            folder,
+            self._settings("autoencoder"),
+        )
+
+    def train_image_model(
+        self, folder: Path, source: ClipSource, clips: PixelBatch, device: torch.device
+    ) -> VideoAutoencoder:
+        """The model of single frames whose copies the autoencoder begins as, trained in its folder or found there."""
+        stage = self.autoencoder
+        image = VideoAutoencoder(image_config(stage.model))
+        image.initialise(torch.Generator().manual_seed(self.seed)).to(device)
+        middle = clips.video.shape[1] // 2
+        validation = PixelBatch(clips.video[:, middle : middle + 1], clips.actors[:, middle : middle + 1])
+        batches = stage.of(source, self.seed, IMAGE_SCENES, images=True)
+        phase = AutoencoderPhase(image, batches, validation, stage.loss)
+        budget = replace(stage.train, steps=stage.images, minutes=None, decay_at=None)
+        train(phase, budget, folder, self._settings("autoencoder"))
+        load_ema(folder, image)
+        return image.cpu()
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
@@ -285,9 +323,9 @@ def pond() -> PondRecipe:
             crop=32,
             crop_batch=8,
             piece_batch=16,
-            images=6000,
+            images=4000,
             image_batch=64,
-            image_every=2,
+            image_every=4,
         ),
         DenoiserStage(
             DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),

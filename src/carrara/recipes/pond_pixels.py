@@ -12,19 +12,18 @@ from carrara.recipes.pond_data import ClipSource, actor_crops
 from carrara.systems.phases import PixelBatch
 
 # Where the scenes of each use begin, so that no scene is seen twice; evaluation draws from 2**40 on.
-AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES, DECODER_SCENES = 0, 2**33, 2**34, 2**35
+AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES, DECODER_SCENES, IMAGE_SCENES = 0, 2**33, 2**34, 2**35, 2**38
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelBatches:
     """Batches of pixels as a function of the step.
 
-    images: the first so many steps are on single frames, where space is learned many times faster; image_batch: of
-    them in a step; image_every: after that, every so many steps is one on single frames, or space is forgotten (0:
-    none). batch: whole clips in a step; crop: side in pixels of windows around actors, 0 for none.
-    With windows, of four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch`
-    windows of `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip. Without
-    windows, every other step is on `piece_batch` pieces of `piece_frames`, where clips are longer than that.
+    batch: whole clips in a step; image_batch: single frames in a step on these; image_every: every so many steps is
+    one, or space is forgotten (0: none); crop: side in pixels of windows around actors, 0 for none. With windows, of
+    four steps one is on whole clips, one on `crop_batch` windows of all frames, two on `piece_batch` windows of
+    `piece_frames`: equal work shows more that differs. per_clip: windows from each rendered clip. Without windows,
+    every other step is on `piece_batch` pieces of `piece_frames`, where clips are longer than that.
     """
 
     batch: int = 8
@@ -33,30 +32,29 @@ class PixelBatches:
     piece_batch: int = 24
     piece_frames: int = 9
     per_clip: int = 2
-    images: int = 0
     image_batch: int = 64
     image_every: int = 0
 
     def __post_init__(self) -> None:
         for least, names in (
             (1, ("batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch")),
-            (0, ("crop", "images", "image_every")),
+            (0, ("crop", "image_every")),
         ):
             for name in names:
                 if getattr(self, name) < least:
                     raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
-    def of(self, source: ClipSource, seed: int, first: int = AUTOENCODER_SCENES) -> Callable[[int], PixelBatch]:
-        """The batch of a step, of scenes from number `first` on that no other step is shown."""
+    def of(self, source: ClipSource, seed: int, first: int, images: bool = False) -> Callable[[int], PixelBatch]:
+        """The batch of a step, of scenes from number `first` on that no other step is shown; images: only of them."""
         stride = max(self.batch, self.crop_batch, self.piece_batch, self.image_batch)
 
         def at(step: int) -> PixelBatch:
             scene = first + step * stride
             every = self.image_every
-            images = step < self.images or (every > 0 and step % every == 0)
-            turn = step - step // every if every else step  # steps on images in between do not count
+            turn = step - step // every if every and not images else step  # steps on images in between do not count
+            single = images or (every > 0 and step % every == 0)
             if not self.crop:
-                if images:
+                if single:
                     return source.pieces(scene, self.image_batch, 1)
                 if turn % 2 or source.shape.frames <= self.piece_frames:
                     return source.batch(scene, self.batch)
@@ -67,7 +65,7 @@ class PixelBatches:
                     if images
                     else source.batch(scene, self.batch)
                 )
-            if images:
+            if single:
                 clips = source.pieces(scene, max(1, self.image_batch // self.per_clip), 1)
             elif turn % 4 == 1:
                 clips = source.batch(scene, self.crop_batch // self.per_clip)
