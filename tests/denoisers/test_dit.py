@@ -254,6 +254,21 @@ def test_an_images_channels_and_states_are_read(reader, text):
     assert close(base, reader(x, T, text, image=states.flip(1)))  # without positions a set
 
 
+def test_a_reader_may_be_bfloat16_with_its_islands_in_float32(reader, text):
+    model, x, states = DiT(IMAGE), draw(2, 7, 3, 4, 6), draw(2, 9, 20, seed=1)
+    model.load_state_dict(reader.state_dict())
+    model.eval().requires_grad_(False)
+    exact = reader(x, T, text, image=states)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if "norm" in name else torch.bfloat16)
+    for packed in (False, True):
+        if packed:
+            model.pack()
+        with torch.inference_mode():
+            rough = model(x, T, text, image=states.bfloat16())
+        assert (rough - exact).norm() / exact.norm() < 0.03
+
+
 def test_an_image_is_asked_for_and_refused_where_it_is_not_read(dit, reader, text):
     states = draw(2, 9, 20)
     with pytest.raises(ValueError, match="4 channels: this model takes 7, 3 of them the given image's"):

@@ -21,14 +21,18 @@ from carrara.systems.latent import LatentVideo
 from carrara.systems.wan_image import given_image
 
 PROMPT, NEGATIVE, SEED = "a red ball bounces", "the pond", 7
-SCALES = {"t2v-a14b": (4.0, 3.0), "i2v-a14b": (3.5, 2.5)}  # of the high-noise expert and of the other
+SCALES = {
+    "t2v-a14b": (4.0, 3.0),
+    "i2v-a14b": (3.5, 2.5),
+    "flf2v-a14b": (3.5, 3.5),
+}  # of the high-noise expert and of the other
 
 
 def given(kind: str, seed: int = 1) -> tuple[Tensor | None, Tensor | None]:
     """The images of this kind of model: a first one, a last one."""
     if KINDS[kind].pipeline == "WanPipeline":
         return None, None
-    return picture(seed), picture(seed + 1, 48, 30) if kind == "flf2v" else None
+    return picture(seed), picture(seed + 1, 48, 30) if kind.startswith("flf2v") else None
 
 
 def theirs(pipeline, kind: str, system: LatentVideo) -> Tensor:

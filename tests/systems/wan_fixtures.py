@@ -2,8 +2,8 @@
 
 A pipeline can be run, and written as a model folder with `save_pretrained`; `carrara_system` takes its weights over
 part by part, through the tables of names. Of every kind: text to video (2.1), two experts (2.2 A14B), per-token times
-(2.2 TI2V), an image through channels and CLIP (2.1 I2V), a first and a last image (FLF2V), through channels alone with
-two experts (2.2 I2V A14B).
+(2.2 TI2V), an image through channels and CLIP (2.1 I2V), a first and a last image (FLF2V), both through channels alone
+with two experts (2.2 I2V A14B).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ KINDS = {
     "i2v": Kind("WanImageToVideoPipeline", replace(IMAGE, image_dim=16)),
     "i2v-a14b": Kind("WanImageToVideoPipeline", IMAGE, boundary=0.9, shift=5.0),
     "flf2v": Kind("WanImageToVideoPipeline", replace(IMAGE, image_dim=16, image_positions=10), shift=16.0),
+    "flf2v-a14b": Kind("WanImageToVideoPipeline", IMAGE, boundary=0.9, shift=5.0),
 }
 
 
