@@ -126,11 +126,10 @@ class UNet3D(nn.Module):
             width = dim
         self.middle = Layer(config, last, width, width)
         for level, dim in reversed(list(enumerate(dims))):
-            layers = [Layer(config, level, (width if i == 0 else dim) + dim, dim) for i in range(config.blocks)]
-            self.up.append(Level(layers, convolve(dim, dim) if level else None))
-            width = dim
-        self.norm = Norm(width)
-        self.leave = Conv(width, config.channels)
+            layers = [Layer(config, level, 2 * dim, dim) for _ in range(config.blocks)]
+            self.up.append(Level(layers, convolve(dim, dims[level - 1]) if level else None))
+        self.norm = Norm(dims[0])
+        self.leave = Conv(dims[0], config.channels)
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions | None = None, alone: int = 0) -> Tensor:
         """Predict from noised clips.

@@ -189,7 +189,7 @@ class VDMRecipe:
 def vdm() -> VDMRecipe:
     """Video Diffusion Models: 61 frames of 64 x 64 from a base of 16 frames of 32 x 32, on two CPU cores."""
     config = TrainConfig(
-        minutes=40,
+        minutes=45,
         warmup=100,
         optimizer="muon",
         learning_rate=1e-3,
@@ -200,9 +200,9 @@ def vdm() -> VDMRecipe:
     )
     everywhere = Temporal((0, 1, 2))  # at 32 x 32 the finest level is one that the paper's networks attend at
     return VDMRecipe(
-        StagePlan(UNetConfig(temporal=everywhere), config, 16, 32, 32, 8.0, span=17),
+        StagePlan(UNetConfig(blocks=1, temporal=everywhere), config, 16, 32, 32, 8.0, span=17),
         StagePlan(
-            UNetConfig(dim=24, attention=(2,), temporal=everywhere),
+            UNetConfig(dim=24, blocks=1, attention=(2,), temporal=everywhere),
             replace(config, minutes=15),
             9,
             64,

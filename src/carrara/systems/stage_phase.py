@@ -148,7 +148,9 @@ class StagePhase:
         self.system.save(Path(folder))
 
     def step_flops(self) -> int:
-        """The compute of one training step, forward and backward, counted on the first batch."""
+        """The compute of one training step, forward and backward: that of the first clip, times the clips of a step."""
         batch = self.batch(0)
+        one = CaptionedClips(batch.video[:1], batch.captions[:1], batch.images[:1], batch.image_captions[: batch.alone])
         generator = Generator(self.system.device).manual_seed(0)
-        return count_flops(lambda: self.loss(batch, 0, generator)["loss"], self.module.parameters())
+        counted = count_flops(lambda: self.loss(one, 0, generator)["loss"], self.module.parameters())
+        return counted * len(batch.video)
