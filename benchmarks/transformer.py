@@ -96,7 +96,7 @@ def loader_seconds(folder: Path, batch: int, repeats: int, clips: int = 1000) ->
             torch.tensor([[8, 16]]).expand(stop - start, -1),
         )
 
-    write_latents(folder, produce, clips, "benchmark")
+    write_latents(folder, produce, clips, "benchmark", about={"frames": 17})
     source = latent_source(LatentCache.open(folder, "benchmark"), batch, Captioning(), seed=0)
     steps = iter(range(1000, 1000 + repeats + 2))
     return seconds(lambda: source(next(steps)), repeats, time.process_time)

@@ -9,7 +9,7 @@ import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.core.types import VideoShape
-from carrara.diffusion.fields import FieldMix
+from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.phases import (
     VALIDATION_LEVELS,
@@ -53,6 +53,16 @@ def denoiser_phase(small_system):
     system.text_encoder = copy.deepcopy(system.text_encoder).requires_grad_(True)
     sampling = Sampling(steps=2, guidance=2.0)
     return DenoiserPhase(system, captioned, captioned(99), FieldMix(), sampling, PROMPTS, SHAPE)
+
+
+def test_the_draw_of_times_reaches_the_loss(denoiser_phase):
+    def loss(times: TimeDraw | None) -> float:
+        denoiser_phase.times = times
+        with torch.no_grad():
+            return float(denoiser_phase.loss(captioned(0), 0, torch.Generator().manual_seed(1))["loss"])
+
+    assert loss(None) == loss(TimeDraw())
+    assert loss(TimeDraw(uniform=0, mean=-8)) != loss(TimeDraw(uniform=0, mean=8))
 
 
 @pytest.mark.parametrize("name", ["autoencoder_phase", "denoiser_phase"])

@@ -33,6 +33,7 @@ from carrara.recipes.pond import (
     DenoiserStage,
     PondRecipe,
 )
+from carrara.recipes.pond_data import frames_per_latent
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase, PixelBatch
 from carrara.text.tokenizer import train_tokenizer
@@ -117,13 +118,15 @@ class PhyWorldRecipe(PondRecipe):
 def ball_latents(cache: LatentCache, batch: int, seed: int) -> Callable[[int], CaptionedLatents]:
     """Batches of a cache as a function of the step, every clip with its plain caption."""
 
+    stride = frames_per_latent(cache)
+
     def at(step: int) -> CaptionedLatents:
         clips = cache[indices(step, batch, len(cache), seed)]
         assert clips.keyframes is not None
         assert clips.frames is not None
         said = [caption(from_dict(BallScene, record["scene"], "scene")) for record in clips.records]
         keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
-        return CaptionedLatents(clips.latents, said, keyframes, clips.frames.float() / 4)
+        return CaptionedLatents(clips.latents, said, keyframes, clips.frames.float() / stride)
 
     return at
 
@@ -145,6 +148,8 @@ def phyworld() -> PhyWorldRecipe:
                 minutes=45,
                 warmup=50,
                 decay_share=0.4,
+                learning_rate=2e-4,
+                matrix_learning_rate=4e-4,
                 optimizer="muon",
                 weight_decay=0.0,
                 prefetch=False,
@@ -155,6 +160,7 @@ def phyworld() -> PhyWorldRecipe:
             batch=4,
             piece_batch=12,
             images=2000,
+            image_rates=5,
             image_batch=32,
         ),
         DenoiserStage(

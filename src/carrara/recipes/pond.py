@@ -67,8 +67,9 @@ class AutoencoderStage(PixelBatches):
     """How the autoencoder is trained: its shape, its loss, the world's mix, and what it is shown in which order.
 
     images: so many steps on single frames train an image model first, whose copies the autoencoder begins as (see
-    `autoencoders/inflation.py`; 0: it learns from clips alone); validation: clips of the fixed validation batch;
-    start: a training folder whose averaged weights it begins from instead.
+    `autoencoders/inflation.py`; 0: it learns from clips alone); image_rates: learning rates of that, as multiples of
+    those of `train`; validation: clips of the fixed validation batch; start: a training folder whose averaged weights
+    it begins from instead.
     """
 
     model: VideoAutoencoderConfig
@@ -76,6 +77,7 @@ class AutoencoderStage(PixelBatches):
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     mix: Mix = field(default_factory=Mix)
     images: int = 0
+    image_rates: float = 1.0
     validation: int = 48
     start: str | None = None
 
@@ -192,7 +194,14 @@ class PondRecipe:
         validation = PixelBatch(clips.video[:, middle : middle + 1], clips.actors[:, middle : middle + 1])
         batches = stage.of(source, self.seed, IMAGE_SCENES, images=True)
         phase = AutoencoderPhase(image, batches, validation, stage.loss)
-        budget = replace(stage.train, steps=stage.images, minutes=None, decay_at=None)
+        budget = replace(
+            stage.train,
+            steps=stage.images,
+            minutes=None,
+            decay_at=None,
+            learning_rate=stage.image_rates * stage.train.learning_rate,
+            matrix_learning_rate=stage.image_rates * stage.train.matrix_learning_rate,
+        )
         train(phase, budget, folder, self._settings("autoencoder"))
         load_ema(folder, image)
         return image.cpu()
@@ -303,14 +312,16 @@ def chosen_device(name: str) -> str:
 
 
 def pond() -> PondRecipe:
-    """The bundled model: 17 frames of 64 x 64 through an autoencoder of stride 4 x 8 x 8, on two CPU cores."""
+    """The bundled model: 17 frames of 64 x 64 through an autoencoder of stride 2 x 8 x 8, on two CPU cores."""
     return PondRecipe(
         AutoencoderStage(
             small_64(),
             TrainConfig(
-                minutes=90,
+                minutes=60,
                 warmup=50,
                 decay_share=0.35,
+                learning_rate=2e-4,
+                matrix_learning_rate=4e-4,
                 optimizer="muon",
                 weight_decay=0.0,
                 prefetch=False,
@@ -324,6 +335,7 @@ def pond() -> PondRecipe:
             crop_batch=8,
             piece_batch=16,
             images=4000,
+            image_rates=5,
             image_batch=64,
             image_every=4,
         ),
@@ -348,7 +360,7 @@ def pond() -> PondRecipe:
 
 
 def pond_128() -> PondRecipe:
-    """As `pond` with four times the pixels in the same number of tokens: stride 4 x 16 x 16, for longer training."""
+    """As `pond` with four times the pixels in the same number of tokens: stride 2 x 16 x 16, for longer training."""
     small = pond()
     autoencoder = replace(
         small.autoencoder, model=small_128(), batch=1, crop=64, crop_batch=4, piece_batch=8, image_batch=32

@@ -173,7 +173,7 @@ def latent_source(
 
     truth: what the cache's clips show, to be part of the batches.
     """
-    told = [captioning.short, captioning.medium, captioning.dense]
+    told, stride = [captioning.short, captioning.medium, captioning.dense], frames_per_latent(cache)
 
     def at(step: int) -> CaptionedLatents:
         generator = torch.Generator().manual_seed(mix(seed, step))
@@ -193,11 +193,16 @@ def latent_source(
             name = ("short", "medium", "dense")[level]
             captions.append(caption(told_as, name, mix(seed, step, row), plain).text)
         latents = clips.latents[:, :, :1] if images else clips.latents
-        times = clips.frames.float() / 4
+        times = clips.frames.float() / stride
         keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
         return CaptionedLatents(latents, captions, keyframes, times, truth(chosen, images) if truth else None)
 
     return at
+
+
+def frames_per_latent(cache: LatentCache) -> float:
+    """How many pixel frames a latent frame behind the first stands for, by what the cache says of its clips."""
+    return (cache.about["frames"] - 1) / max(1, cache.shape[1] - 1)
 
 
 def _any_frame(number: int, frames: int) -> int:

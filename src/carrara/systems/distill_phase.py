@@ -119,7 +119,8 @@ class DistillPhase:
         b, _, f, _, _ = latents.shape
         device = generator.device
         given = f > 1 and float(torch.rand((), generator=generator, device=device)) < config.fields.keyframe
-        drawn = draw_field(b, f, generator, only_keyframes(config.fields) if given else no_keyframes(config.fields))
+        mix = only_keyframes(config.fields) if given else no_keyframes(config.fields)
+        drawn = draw_field(b, f, generator, mix, stride=self.teacher.stride.time)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         end = self.teacher.stride.time * (f - 1)
         keyframes = take_keyframes(batch, drawn, end, generator) if given else None

@@ -171,7 +171,8 @@ class DenoiserPhase:
         device = generator.device
         # Keyframe tokens lengthen the sequence, so a step has them for all its clips or for none.
         given = f > 1 and float(torch.rand((), generator=generator, device=device)) < self.mix.keyframe
-        field = draw_field(b, f, generator, only_keyframes(self.mix) if given else no_keyframes(self.mix))
+        mix = only_keyframes(self.mix) if given else no_keyframes(self.mix)
+        field = draw_field(b, f, generator, mix, self.times, self.system.stride.time)
         dropped = torch.rand(b, generator=generator, device=device) < self.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
         noise = torch.randn(latents.shape, generator=generator, device=device)
