@@ -130,6 +130,27 @@ def test_replacement_shows_the_network_the_known_part_at_its_level():
         torch.testing.assert_close(x[:, 0], point.alpha * known[:, 0] + point.sigma * noise[:, 0])
 
 
+def test_what_is_known_of_a_token_that_is_not_is_shown_at_its_level():
+    noise = torch.randn(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    known, mask = torch.full_like(noise, 0.3), torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    mask[..., :3] = True  # of two tokens a row, the first and half of the second
+    whole = torch.zeros_like(mask)
+    whole[..., :2] = True
+    seen: list[tuple[Tensor, GridPoint]] = []
+
+    def watched(x: Tensor, point: GridPoint) -> Tensor:
+        seen.append((x, point))
+        return 0.5 * x
+
+    made = euler(keep_known("hold", watched, known, mask, noise, whole), noise, flow_grid(4))
+    assert torch.equal(made[..., :3], known[..., :3])
+    for x, point in seen:
+        assert torch.equal(x[..., :2], known[..., :2])
+        torch.testing.assert_close(x[..., 2], point.alpha * known[..., 2] + point.sigma * noise[..., 2])
+    plain = euler(keep_known("hold", watched, known, mask, noise, mask), noise, flow_grid(4))
+    assert torch.equal(plain, euler(keep_known("hold", watched, known, mask, noise), noise, flow_grid(4)))
+
+
 @pytest.mark.parametrize("make", [flow_grid, diffusers_unipc_grid, wan_grid])
 @pytest.mark.parametrize("steps", [1, 4, 30])
 def test_a_cut_grid_begins_at_the_level_and_keeps_the_rest(make, steps):

@@ -170,14 +170,14 @@ def test_hashes_tell_files_and_frames_apart(tmp_path):
     assert digest(frames) != digest(frames.reshape(32, 16, 3))
 
 
-def test_a_hole_takes_every_token_it_touches_in_every_frame_that_a_token_stands_for():
+def test_a_hole_takes_every_latent_it_touches_in_every_frame_that_a_latent_stands_for():
     hole = torch.zeros(9, 32, 64, dtype=torch.bool)
     hole[0, 0, 0] = hole[3, 31, 63] = True
-    latent = latent_hole(hole, Stride(4, 8), (1, 2, 2))
+    latent = latent_hole(hole, Stride(4, 8))
     assert latent.shape == (3, 4, 8)
     expected = torch.zeros(3, 4, 8, dtype=torch.bool)
-    expected[0, :2, :2] = True  # the first frame is a latent frame of its own
-    expected[1, 2:, 6:] = True  # frames 1 to 4
+    expected[0, 0, 0] = True  # the first frame is a latent frame of its own
+    expected[1, 3, 7] = True  # frames 1 to 4
     assert torch.equal(latent, expected)
 
 

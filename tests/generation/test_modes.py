@@ -243,8 +243,8 @@ def test_what_is_kept_far_from_a_hole_is_the_encoded_clip(spied):
     mask[:, :, :10] = True
     spied.generate(PROMPT, Conditions(inpaint=given, mask=mask), seed=1, size=(128, H))
     (one,) = spied.system.passes
-    assert torch.equal(one["known"].mask[0, :, :, 2:], torch.ones(3, 2, 14, dtype=torch.bool))
-    assert not one["known"].mask[0, :, :, :2].any()
+    assert one["known"].mask[0, :, :, 2:].all()
+    assert not one["known"].mask[0, :, :, :2].any()  # ten columns of pixels touch two of latents
     whole = encoded(spied.system, given)
     difference = (one["known"].latents - whole).abs()
     assert difference[..., -1].max() < 0.2 * difference[..., :2].max()

@@ -101,10 +101,18 @@ KNOWN_BY = ("hold", "replace", "guide")
 """The names of the ways, the first being the one for models trained here."""
 
 
-def keep_known(by: str, denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor) -> Denoise:
-    """The way of that name. Under `hold` the denoiser must tell its network `held_levels(mask, point.told)`."""
+def keep_known(
+    by: str, denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor, whole: Tensor | None = None
+) -> Denoise:
+    """The way of that name. Under `hold` the denoiser must tell its network `held_levels(whole, point.told)`.
+
+    whole: the part of the mask whose tokens are known altogether, the whole mask if None. A token has one level, so
+    what is known of other tokens has theirs: there it is replaced.
+    """
     if by == "hold":
-        return hold(denoise, known, mask)
+        if whole is None or torch.equal(whole, mask):
+            return hold(denoise, known, mask)
+        return hold(replace_known(denoise, known, mask & ~whole, noise), known, whole)
     if by == "replace":
         return replace_known(denoise, known, mask, noise)
     if by == "guide":

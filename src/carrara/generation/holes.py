@@ -1,32 +1,31 @@
-"""Regions to paint on: from pixels to tokens, and what lies under them while the clip is encoded.
+"""Regions to paint on: from pixels to latents, and what lies under them while the clip is encoded.
 
-A token covers a block of pixels and a causal latent frame four frames, so the hole in latents is larger than the one
-that was drawn: it takes every token that the mask touches, in any of the frames that the latent frame stands for. What
-is painted outside the mask is put back afterwards, pixel by pixel.
+A latent position covers a block of pixels and a causal latent frame four frames, so the hole in latents is larger than
+the one that was drawn: it takes every position that the mask touches, in any of the frames that the latent frame stands
+for. What is painted outside the mask is put back afterwards, pixel by pixel.
 
-The encoder looks beyond a token's own pixels, so what was in the hole would still be seen from its edge. It is
+The encoder looks beyond a position's own pixels, so what was in the hole would still be seen from its edge. It is
 therefore filled from its surroundings first: nothing that is made depends on what was there.
 """
 
 from __future__ import annotations
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
 from carrara.core.types import Stride
 
 
-def latent_hole(hole: Tensor, stride: Stride, patch: tuple[int, int, int]) -> Tensor:
+def latent_hole(hole: Tensor, stride: Stride) -> Tensor:
     """A hole in pixels, bool `t h w` of 1 + 4k frames, as the latents that are made anew: bool `f h/s w/s`.
 
-    Every latent of a token is in it if any pixel of any frame that the token stands for is.
+    A latent position is in it if any pixel of any frame that it stands for is.
     """
-    rows, columns = stride.space * patch[1], stride.space * patch[2]
-    tokens = reduce(hole.float(), "t (h p) (w q) -> t h w", "max", p=rows, q=columns)
-    first, rest = tokens[:1], reduce(tokens[1:], "(f s) h w -> f h w", "max", s=stride.time)
-    return repeat(torch.cat([first, rest]) > 0, "f h w -> f (h p) (w q)", p=patch[1], q=patch[2])
+    blocks = reduce(hole.float(), "t (h p) (w q) -> t h w", "max", p=stride.space, q=stride.space)
+    first, rest = blocks[:1], reduce(blocks[1:], "(f s) h w -> f h w", "max", s=stride.time)
+    return torch.cat([first, rest]) > 0
 
 
 def filled(frames: Tensor, hole: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _on_source(
     if timeline.strength == 1:
         frames = filled(frames, hole)
     latents = encoded(system, frames)
-    mask = ~latent_hole(hole, system.stride, system.patch)[None].to(latents.device)
+    mask = ~latent_hole(hole, system.stride)[None].to(latents.device)
     known = Known(latents, mask, by) if bool(mask.any()) else None
     return Told(known, keyframes, Start(latents, timeline.strength) if timeline.strength < 1 else None)
 

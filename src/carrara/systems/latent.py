@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor
 
 from carrara.autoencoders.causal import State
@@ -117,13 +118,20 @@ class Defaults:
 class Known:
     """Latents to keep while sampling: values `b c f h w` and a bool mask `b f h w`, True where kept.
 
-    A token covers a patch of latents; it is told that it is clean where all of its patch is kept. by: "hold", or a way
-    for a model that knows one level only, see `diffusion.conditioning`.
+    A token covers a patch of latents; it is told that it is clean where all of its patch is kept, and what is kept of
+    another token is shown at that token's level. by: "hold", or a way for a model that knows one level only, see
+    `diffusion.conditioning`.
     """
 
     latents: Tensor
     mask: Tensor
     by: str = "hold"
+
+    def whole(self, patch: tuple[int, int, int]) -> Tensor:
+        """Where all of a token is kept, `b f h w`."""
+        _, p, q = patch
+        tokens = reduce(self.mask, "b f (h p) (w q) -> b f h w", "min", p=p, q=q)
+        return repeat(tokens, "b f h w -> b f (h p) (w q)", p=p, q=q)
 
 
 class LatentVideo:
@@ -247,7 +255,8 @@ class LatentVideo:
                 sampling.reuse,
             )
             if known is not None:
-                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise)
+                whole = known.whole(self.patch)
+                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole)
             if progress is not None:
                 denoise = _counted(denoise, progress, evaluations(sampling.sampler, grid.steps))
             if watch is not None:
