@@ -36,7 +36,7 @@ def test_both_stages_are_trained_and_the_base_is_a_model_of_its_own(trained):
     assert isinstance(base, VDM)
     assert (whole.defaults.frames, whole.defaults.height, whole.defaults.fps) == (7, 32, 16.0)
     assert (base.defaults.frames, base.defaults.height, base.defaults.fps) == (4, 16, 8.0)
-    for ours, theirs in zip(whole.networks["base"].parameters(), base.denoiser.parameters()):
+    for ours, theirs in zip(whole.networks["base"].parameters(), base.first.parameters()):
         assert ours.equal(theirs)  # the second stage has changed nothing of the first
     for stage in ("base", "fine"):
         assert list((folder / stage / "pictures").glob("*.png"))

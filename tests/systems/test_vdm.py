@@ -184,7 +184,7 @@ def test_networks_that_do_not_belong_together_are_refused(base):
         return VDM(networks, base.text_encoder, base.tokenizer, base.defaults, SETTINGS)
 
     with pytest.raises(ValueError, match="has a base"):
-        made({"fine": base.denoiser})
+        made({"fine": base.first})
     with pytest.raises(ValueError, match="text_dim=8; the encoder's is 16"):
         made({"base": UNet3D(replace(NETWORK, text_dim=8))})
     with pytest.raises(ValueError, match="told of text alone"):
@@ -283,7 +283,7 @@ def test_the_loss_is_a_function_of_its_generator_and_reaches_the_weights(base):
 
 def test_images_teach_what_every_frame_passes_and_no_layer_along_time(base):
     phase = phase_of(base)
-    network = phase.system.denoiser
+    network = phase.system.first
     batch = replace(clips(0), video=clips(0).video[:, :1])  # clips of one frame: nothing but images
     phase.loss(batch, 0, torch.Generator().manual_seed(0))["loss"].backward()
     times = network.time_parameters()
@@ -298,7 +298,7 @@ def test_the_fine_stage_trains_the_fine_network_alone(cascade):
     phase.loss(phase.batch(0), 0, torch.Generator().manual_seed(0))["loss"].backward()
     system = phase.system
     assert {name.split(".")[0] for name, _ in phase.module.named_parameters()} == {"fine"}
-    assert all(p.grad is None for part in (system.denoiser, system.text_encoder) for p in part.parameters())
+    assert all(p.grad is None for part in (system.first, system.text_encoder) for p in part.parameters())
     with pytest.raises(ValueError, match="this system has base, fine"):
         phase_of(cascade, "finest")
 

@@ -41,10 +41,21 @@ class Pixels(nn.Module):
         yield latents
 
 
-class PixelSystem:
-    """The parts that every system of pixels has. A system names itself, its networks and its settings, and samples.
+class Networks(nn.ModuleDict):
+    """The networks of all stages as one module; its `config` is that of the first, which decides what can be asked."""
 
-    denoiser: the network of the first stage.
+    @property
+    def config(self) -> UNetConfig:
+        first = next(iter(self.values()))
+        assert isinstance(first, UNet3D)
+        return first.config
+
+
+class PixelSystem:
+    """The parts that every system of pixels has. A system names itself and its settings, and samples.
+
+    networks: the U-Nets of its stages, in the order in which a clip passes them, which together are its `denoiser`;
+    others: further networks by name, each with a dataclass as its `config`.
     """
 
     NAME: ClassVar[str]
@@ -58,9 +69,11 @@ class PixelSystem:
         defaults: Defaults,
         settings: Any,
         fingerprint: str = "",
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.networks = dict(networks)
-        self.denoiser = next(iter(self.networks.values()))
+        self.networks, self.others = dict(networks), dict(others or {})
+        self.first = next(iter(self.networks.values()))
+        self.denoiser = Networks(self.networks)
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.defaults, self.settings, self.fingerprint = defaults, settings, fingerprint
         self.autoencoder = Pixels()
@@ -80,11 +93,11 @@ class PixelSystem:
     @property
     def patch(self) -> tuple[int, int, int]:
         """In how large steps sides can be chosen."""
-        return 1, self.denoiser.config.side_step, self.denoiser.config.side_step
+        return 1, self.first.config.side_step, self.first.config.side_step
 
     @property
     def device(self) -> torch.device:
-        return self.denoiser.leave.weight.device
+        return self.first.leave.weight.device
 
     def count_tokens(self, prompt: str) -> int:
         return self.tokenizer.lengths([prompt])[0]
@@ -122,12 +135,12 @@ class PixelSystem:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model_index.json").unlink(missing_ok=True)
-        for name, network in self.networks.items():
+        for name, network in (self.networks | self.others).items():
             write_network(network, folder / name, dtype)
         self.text_encoder.save(folder / "text_encoder", dtype)
         self.tokenizer.save(folder / "tokenizer")
         write_json(folder / "carrara.json", {"defaults": to_dict(self.defaults), "settings": to_dict(self.settings)})
-        parts = [*self.networks, "text_encoder", "tokenizer"]
+        parts = [*self.networks, *self.others, "text_encoder", "tokenizer"]
         write_json(folder / "model_index.json", {"_class_name": self.NAME, "parts": parts})
 
 
@@ -146,35 +159,43 @@ def read_network(kind: type[Module], config: type[Any], folder: Path, dtype: tor
     return network.eval().requires_grad_(False)
 
 
-def read_parts(folder: Path, name: str, settings: type[Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The parts of a folder by the names of `PixelSystem`'s arguments; its networks are U-Nets.
+def read_parts(
+    folder: Path,
+    name: str,
+    settings: type[Any],
+    dtype: torch.dtype = torch.float32,
+    others: Mapping[str, tuple[type[nn.Module], type[Any]]] | None = None,
+) -> dict[str, Any]:
+    """The parts of a folder by the names of `PixelSystem`'s arguments.
 
-    Raises ValueError that names the first thing that is missing, foreign or damaged.
+    others: what is no U-Net, by name, as its class and that of its `config`. Raises ValueError that names the first
+    thing that is missing, foreign or damaged.
     """
-    folder = Path(folder)
+    folder, others = Path(folder), others or {}
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != name:
         raise ValueError(f"{folder}: a {index.get('_class_name') or 'nameless'} folder; {name} is expected here")
     parts = index.get("parts")
-    if not isinstance(parts, list) or not {"text_encoder", "tokenizer"} < set(parts):
-        raise ValueError(f"{folder}/model_index.json: parts={parts!r}: expected networks, a text encoder, a tokenizer")
+    if not isinstance(parts, list) or not {"text_encoder", "tokenizer", *others} < set(parts):
+        wanted = ", ".join(("networks", *others, "text_encoder", "tokenizer"))
+        raise ValueError(f"{folder}/model_index.json: parts={parts!r}: expected {wanted}")
     for part in parts:
         if Path(part).name != part or not (folder / part).is_dir():
             raise ValueError(f"{folder}: no {part}/ in it; is the copy complete?")
     own = read_json(folder / "carrara.json")
-    text_encoder = TextEncoder.load(folder / "text_encoder", dtype).requires_grad_(False)
-    networks = {
-        part: read_network(UNet3D, UNetConfig, folder / part, dtype)
-        for part in parts
-        if part not in ("text_encoder", "tokenizer")
-    }
+    where = f"{folder}/carrara.json"
     return {
-        "networks": networks,
-        "text_encoder": text_encoder,
+        "networks": {
+            part: read_network(UNet3D, UNetConfig, folder / part, dtype)
+            for part in parts
+            if part not in ("text_encoder", "tokenizer", *others)
+        },
+        "others": {part: read_network(*kind, folder / part, dtype) for part, kind in others.items()},
+        "text_encoder": TextEncoder.load(folder / "text_encoder", dtype).requires_grad_(False),
         "tokenizer": Tokenizer.load(folder / "tokenizer"),
-        "defaults": from_dict(Defaults, own.get("defaults", {}), f"{folder}/carrara.json"),
-        "settings": from_dict(settings, own.get("settings", {}), f"{folder}/carrara.json"),
+        "defaults": from_dict(Defaults, own.get("defaults", {}), where),
+        "settings": from_dict(settings, own.get("settings", {}), where),
         "fingerprint": fingerprint(sorted(path for part in parts for path in (folder / part).iterdir())),
     }

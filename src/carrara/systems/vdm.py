@@ -109,7 +109,7 @@ class VDM(PixelSystem):
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        step = self.denoiser.config.side_step
+        step = self.first.config.side_step
         if self.has_fine:
             step = max(step * self.settings.space, self.networks["fine"].config.side_step)
         return 1, step, step
