@@ -28,11 +28,8 @@ from carrara.data.phyworld import FPS, FRAMES, KINDS, BallScene, caption, render
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix
-from carrara.recipes.pond import (
-    AutoencoderStage,
-    DenoiserStage,
-    PondRecipe,
-)
+from carrara.recipes.pond import DenoiserStage, PondRecipe
+from carrara.recipes.pond_autoencoder import AutoencoderStage
 from carrara.recipes.pond_data import frames_per_latent
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase, PixelBatch
@@ -189,7 +186,7 @@ def phyworld_tiny() -> PhyWorldRecipe:
     steps = TrainConfig(steps=4, warmup=1, precision="float32", log_every=2, validate_every=2, picture_every=4)
     return PhyWorldRecipe(
         AutoencoderStage(
-            VideoAutoencoderConfig(8, 8, 8, (1, 2, 2, 2), 1, residual=True, patch=2),
+            VideoAutoencoderConfig(8, 8, 8, (1, 2, 2, 2), 1, patch=2),
             steps,
             batch=2,
             piece_batch=2,

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import torch
 
-from carrara.autoencoders.inflation import image_config, inflate
 from carrara.autoencoders.losses import AutoencoderLossConfig
-from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
@@ -24,6 +22,7 @@ from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
+from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder, with_decoder
 from carrara.recipes.pond_data import (
     Captioning,
     ClipSource,
@@ -32,21 +31,14 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.recipes.pond_pixels import (
-    AUTOENCODER_SCENES,
-    CACHED_SCENES,
-    IMAGE_SCENES,
-    VALIDATION_SCENES,
-    PixelBatches,
-)
+from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES, at_least
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
-from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
+from carrara.systems.phases import DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
-from carrara.training.checkpoint import checkpoints
 from carrara.training.config import TrainConfig
 from carrara.training.loop import load_ema, train
 
@@ -60,33 +52,6 @@ PICTURED = (
     "an orange fish swims in the pond",
     "a purple box goes up",
 )
-
-
-@dataclass(frozen=True)
-class AutoencoderStage(PixelBatches):
-    """How the autoencoder is trained: its shape, its loss, the world's mix, and what it is shown in which order.
-
-    images: so many steps on single frames train an image model first, whose copies the autoencoder begins as (see
-    `autoencoders/inflation.py`; 0: it learns from clips alone); image_rates: learning rates of that, as multiples of
-    those of `train`; validation: clips of the fixed validation batch; start: a training folder whose averaged weights
-    it begins from instead.
-    """
-
-    model: VideoAutoencoderConfig
-    train: TrainConfig
-    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
-    mix: Mix = field(default_factory=Mix)
-    images: int = 0
-    image_rates: float = 1.0
-    validation: int = 48
-    start: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least(self, 1, "validation")
-        _at_least(self, 0, "images")
-        if self.images:
-            image_config(self.model)
 
 
 @dataclass(frozen=True)
@@ -117,7 +82,7 @@ class DenoiserStage:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
+        at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
         if self.alignment.weight and self.alignment.block > self.model.layers:
             raise ValueError(f"alignment.block={self.alignment.block}: the transformer has {self.model.layers} blocks")
 
@@ -164,47 +129,8 @@ class PondRecipe:
         model = folder / "model"
         if (model / "config.json").is_file():
             return model
-        stage = self.autoencoder
-        autoencoder = VideoAutoencoder(stage.model)
-        autoencoder.initialise(torch.Generator().manual_seed(self.seed))
-        source = self.source(stage.mix, device)
-        validation = source.batch(VALIDATION_SCENES, stage.validation)
-        if stage.start:
-            load_ema(Path(stage.start), autoencoder)
-        elif stage.images and not checkpoints(folder):
-            image = self.train_image_model(folder / "images", source, validation, device)
-            inflate(image, autoencoder, torch.Generator().manual_seed(self.seed))
-        autoencoder.to(device)
-        batches = stage.of(source, self.seed, AUTOENCODER_SCENES)
-        return train(
-            AutoencoderPhase(autoencoder, batches, validation, stage.loss),
-            stage.train,
-            folder,
-            self._settings("autoencoder"),
-        )
-
-    def train_image_model(
-        self, folder: Path, source: ClipSource, clips: PixelBatch, device: torch.device
-    ) -> VideoAutoencoder:
-        """The model of single frames whose copies the autoencoder begins as, trained in its folder or found there."""
-        stage = self.autoencoder
-        image = VideoAutoencoder(image_config(stage.model))
-        image.initialise(torch.Generator().manual_seed(self.seed)).to(device)
-        middle = clips.video.shape[1] // 2
-        validation = PixelBatch(clips.video[:, middle : middle + 1], clips.actors[:, middle : middle + 1])
-        batches = stage.of(source, self.seed, IMAGE_SCENES, images=True)
-        phase = AutoencoderPhase(image, batches, validation, stage.loss)
-        budget = replace(
-            stage.train,
-            steps=stage.images,
-            minutes=None,
-            decay_at=None,
-            learning_rate=stage.image_rates * stage.train.learning_rate,
-            matrix_learning_rate=stage.image_rates * stage.train.matrix_learning_rate,
-        )
-        train(phase, budget, folder, self._settings("autoencoder"))
-        load_ema(folder, image)
-        return image.cpu()
+        source = self.source(self.autoencoder.mix, device)
+        return train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
@@ -280,24 +206,8 @@ class PondRecipe:
     def _settings(self, stage: str) -> dict[str, object]:
         whole = to_dict(self)
         whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
+        whole[stage].pop("images", None)  # as the length of any stage
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
-
-
-def with_decoder(autoencoder: VideoAutoencoder, folder: Path) -> VideoAutoencoder:
-    """The autoencoder of this folder. Raises ValueError unless it encodes as `autoencoder` does, to the bit."""
-    other = read_autoencoder(folder)
-    ours, theirs = autoencoder.state_dict(), other.state_dict()
-    encoding = [name for name in ours if not name.startswith(("decoder.", "from_latents."))]
-    same = other.config == autoencoder.config and all(torch.equal(ours[name], theirs[name]) for name in encoding)
-    if not same:
-        raise ValueError(f"{folder}: its encoder is not this run's; train its decoder from this run's autoencoder")
-    return other
-
-
-def _at_least(stage: object, least: int, *names: str) -> None:
-    for name in names:
-        if getattr(stage, name) < least:
-            raise ValueError(f"{name}={getattr(stage, name)}: must be at least {least}")
 
 
 def chosen_device(name: str) -> str:

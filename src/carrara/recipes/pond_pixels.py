@@ -36,13 +36,8 @@ class PixelBatches:
     image_every: int = 0
 
     def __post_init__(self) -> None:
-        for least, names in (
-            (1, ("batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch")),
-            (0, ("crop", "image_every")),
-        ):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 1, "batch", "crop_batch", "piece_batch", "piece_frames", "per_clip", "image_batch")
+        at_least(self, 0, "crop", "image_every")
 
     def of(self, source: ClipSource, seed: int, first: int, images: bool = False) -> Callable[[int], PixelBatch]:
         """The batch of a step, of scenes from number `first` on that no other step is shown; images: only of them."""
@@ -74,3 +69,10 @@ class PixelBatches:
             return actor_crops(clips, self.crop, self.per_clip, torch.Generator().manual_seed(mix_seed(seed, step)))
 
         return at
+
+
+def at_least(settings: object, least: int, *names: str) -> None:
+    """Refuse settings below their least value, naming the first."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name}={getattr(settings, name)}: must be at least {least}")
