@@ -153,3 +153,28 @@ def test_our_own_folders_stay_in_full_precision(small_folder):
     assert str(found.kind) == "Carrara T2V (a size of its own)"
     assert found.parts().denoiser.head.weight.dtype == torch.float32
     assert json.loads((small_folder / "carrara.json").read_text())["defaults"]["frames"] == found.defaults.frames
+
+
+@pytest.mark.parametrize("kind", ["t2v-experts", "i2v-experts"])
+def test_two_experts_are_written_as_diffusers_reads_them(folders, tmp_path, kind):
+    import warnings
+
+    from diffusers import DiffusionPipeline
+
+    system = read_folder(folders(kind, "original")[0], torch.float32)
+    system.save(tmp_path / "model", torch.float32)
+    again = recognise(tmp_path / "model")
+    assert (again.kind.boundary, again.kind.task, again.foreign) == (system.boundary, kind.split("-")[0], False)
+    assert same(again.parts().low_denoiser.state_dict(), system.low_denoiser.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert same(pipeline.transformer_2.state_dict(), folders(kind, "original")[1]["transformer_2"].state_dict())
+    assert pipeline.config.boundary_ratio == system.boundary
+
+
+def test_an_image_tower_is_not_lost_in_silence(folders, tmp_path):
+    system = read_folder(folders("i2v", "original")[0], torch.float32)
+    with pytest.raises(ValueError, match="a model with an image tower is not written here; copy the folder"):
+        system.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from carrara.core.weights import refuse_pointer
+from carrara.core.shards import refuse_pointer
 
 _STARTS = (b"PK\x03\x04", b"\x80")  # an archive, and the pickles of before 2020
 

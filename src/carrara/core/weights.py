@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from carrara.core.config import nearest, read_json
+from carrara.core.config import nearest
+from carrara.core.shards import Shard, outline, shard_files
 
-_PIECE = 32 << 20  # bytes of a mapped file that may be converted before it is opened anew
+_PIECE = 8 << 20  # bytes of a mapped file that may be converted before it is opened anew
+_SMALL = 64 << 10  # bytes that the kernel maps around a page that is touched: a smaller tensor is cheaper as a copy
 
 Names = Callable[[str], bool]
 """Some names of tensors, told from all others."""
 Reader = Callable[[Path], Mapping[str, Tensor]]
 """A file of weights as a mapping that reads a tensor when it is asked for."""
-
 
 # Length of a row's source, how it begins before the first number, the whole as a pattern, and its target in parts.
 _Row = tuple[int, str, re.Pattern[str], list[str]]
@@ -69,71 +69,6 @@ def _rename(name: str, rows: Iterable[_Row]) -> str:
     return best[1] if best else name
 
 
-def shard_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files that hold a component's weights, in order. Raises ValueError if one or all are missing."""
-    whole = folder / f"{stem}.safetensors"
-    if whole.is_file():
-        return [whole]
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not names:
-            raise ValueError(f"{index}: names no shards; download the folder again")
-    else:
-        names = _numbered(folder, stem)
-        if not names:
-            raise ValueError(f"{folder}: no weights here; expected {whole.name} or {index.name}")
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index}: shard name {name!r} is not a plain .safetensors file name")
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        others = f" ({len(absent)} of {len(names)} are)" if len(absent) > 1 else ""
-        raise ValueError(f"{folder}: shard {absent[0]} is missing{others}; download the folder again")
-    return [folder / name for name in names]
-
-
-def _numbered(folder: Path, stem: str) -> list[str]:
-    """Without an index: every shard of the number that the names of those that are there promise."""
-    for path in sorted(folder.glob(f"{stem}-*-of-*.safetensors")):
-        if match := re.fullmatch(rf"{re.escape(stem)}-\d+-of-(\d+)\.safetensors", path.name):
-            count, digits = int(match[1]), len(match[1])
-            return [f"{stem}-{i:0{digits}}-of-{match[1]}.safetensors" for i in range(1, count + 1)]
-    return []
-
-
-def refuse_pointer(path: Path) -> None:
-    """Refuse the few lines that a Git clone leaves in the place of a large file."""
-    with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path}: stands for the file only (a Git LFS pointer); fetch it with: git lfs pull")
-
-
-class Shard(Mapping[str, Tensor]):
-    """A safetensors file as a mapping, in the order on disk. Tensors are views of the mapped file: nothing is read
-    before it is used. Raises ValueError for a file that is damaged."""
-
-    def __init__(self, path: Path) -> None:
-        refuse_pointer(path)
-        try:
-            self._file = safe_open(path, framework="pt")
-            self._names = self._file.offset_keys()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from None
-
-    def __getitem__(self, name: str) -> Tensor:
-        try:
-            return self._file.get_tensor(name)
-        except SafetensorError:
-            raise KeyError(name) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def load_weights(
     module: nn.Module,
     folder: Path,
@@ -158,25 +93,27 @@ def fill(
 ) -> None:
     """Fill a module from files, each read as a mapping of names to tensors, and leave nothing unfilled.
 
-    A module on the meta device gets storage as it is filled: the mapped file itself where the type stays, so that
-    memory holds each weight once. keep: our names that are never narrowed (islands of precision); skip: their names
-    that are passed over. Raises ValueError before anything is filled, as `check` does.
+    A module on the meta device gets storage as it is filled: the mapped file itself where the type stays and a tensor
+    is not small, so that memory holds each weight once. keep: our names that are never narrowed (islands of precision);
+    skip: their names that are passed over. Raises ValueError before anything is filled, as `check` does.
     """
     check(module, files, read, table, skip)
     for path in files:
-        source, converted = read(path), 0
-        for theirs in list(source):
+        # What stays mapped has a mapping of its own: the one that is converted from can then be given up, and with it
+        # the pages that were read of it.
+        lasting, passing, converted = read(path), read(path), 0
+        for theirs in list(lasting):
             if skip is not None and skip(theirs):
                 continue
             ours = table.to_ours(theirs) if table else theirs
-            value = source[theirs]
+            value = lasting[theirs]
             kind = kept_type(value.dtype, dtype, keep is not None and keep(ours))
-            if kind != value.dtype:
+            if kind != value.dtype or value.nbytes < _SMALL:
                 if converted and converted + value.nbytes > _PIECE:
-                    source, converted = read(path), 0  # what has been converted is then mapped no more
-                    value = source[theirs]
+                    passing, converted = read(path), 0
                 converted += value.nbytes
-            _assign(module, ours, value.to(kind))
+                value = passing[theirs].to(kind, copy=True)
+            _assign(module, ours, value)
             del value
 
 
@@ -194,7 +131,7 @@ def check(
     wanted = module.state_dict()
     missing = set(wanted)
     for path in files:
-        for theirs, value in read(path).items():
+        for theirs, value in outline(read(path)).items():
             if skip is not None and skip(theirs):
                 continue
             ours = table.to_ours(theirs) if table else theirs

@@ -82,17 +82,36 @@ def recognise(folder: Path) -> ModelFolder:
 
 
 def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype) -> None:
-    """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads."""
+    """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads.
+
+    Raises ValueError for a model with an image tower, which is not written here.
+    """
+    if system.image_tower is not None:
+        raise ValueError(f"{folder}: a model with an image tower is not written here; copy the folder it came from")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
-    write_json(folder / "transformer/config.json", system.denoiser.config.to_diffusers() | VERSION)
-    save_weights(system.denoiser.state_dict(), folder / f"transformer/{WEIGHTS}.safetensors", DENOISER_NAMES, dtype)
+    denoisers = {"transformer": system.denoiser, "transformer_2": system.low_denoiser}
+    for part, denoiser in denoisers.items():
+        if denoiser is not None:
+            write_json(folder / part / "config.json", denoiser.config.to_diffusers() | VERSION)
+            save_weights(denoiser.state_dict(), folder / part / f"{WEIGHTS}.safetensors", DENOISER_NAMES, dtype)
     write_autoencoder(system.autoencoder, folder / "vae", dtype)
     system.text_encoder.save(folder / "text_encoder", dtype)
     system.tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
     write_json(folder / "carrara.json", {"defaults": to_dict(system.defaults)})
-    write_json(folder / "model_index.json", INDEX)
+    write_json(folder / "model_index.json", _index(system))
+
+
+def _index(system: LatentVideo) -> dict[str, Any]:
+    """What diffusers must know of the system's parts."""
+    index = dict(INDEX)
+    if system.denoiser.config.given_channels:
+        index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None]}
+        index |= {"image_processor": [None, None]}
+    if system.low_denoiser is not None:
+        index |= {"boundary_ratio": system.boundary, "transformer_2": INDEX["transformer"]}
+    return index
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> VideoAutoencoder:

@@ -81,7 +81,9 @@ def explain_folder(
             f"the clip above {_size(clip)} more; {_size(free)} are free",
         )
     )
-    if copied + clip > fits * free:
+    if copied > fits * free:
+        rows.append(("runs", "not here: its weights alone do not fit into memory"))
+    elif copied + clip > fits * free:
         rows.append(("runs", "not here at this size: give a smaller --size or fewer --frames, or more memory"))
     elif whole + clip > fits * free:
         rows.append(("runs", "slowly: the mapped weights do not all fit, and are read from the disk at every step"))

@@ -119,8 +119,8 @@ def _image_states(folder: Path) -> tuple[int | None, int | None]:
     found: dict[str, tuple[int, ...]] = {}
     try:
         for path in shard_files(folder, STEM):
-            shard = Shard(path)
-            found |= {name: tuple(shard[name].shape) for name in shard if name.startswith("img_emb.")}
+            shapes = Shard(path).outline()
+            found |= {name: tuple(value.shape) for name, value in shapes.items() if name.startswith("img_emb.")}
     except ValueError:
         pass  # what is missing or damaged is told when it is asked for
     width, positions = found.get("img_emb.proj.0.weight", (None,))[0], found.get("img_emb.emb_pos", (None, None))[1]

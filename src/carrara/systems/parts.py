@@ -24,6 +24,7 @@ from carrara.core.weights import (
     fill,
     fingerprint,
     kept_type,
+    outline,
     sampled_fingerprint,
 )
 from carrara.denoisers.dit import DiT
@@ -111,7 +112,7 @@ class Network:
         return [(value.numel() * kind.itemsize, kind == value.dtype) for value, kind in kinds]
 
     def _tensors(self) -> list[torch.Tensor]:
-        files = (self.read(path) for path in self.files())
+        files = (outline(self.read(path)) for path in self.files())
         return [value for file in files for name, value in file.items() if self.skip is None or not self.skip(name)]
 
 
