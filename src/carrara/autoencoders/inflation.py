@@ -69,8 +69,7 @@ def inflate(image: VideoAutoencoder, video: VideoAutoencoder, generator: Generat
     layout = alike
     spread.convolution(image.encoder.conv_in, video.encoder.conv_in, single, layout)
     for small, large in _levels(image.encoder.levels, video.encoder.levels):
-        for block, wide in zip(small.blocks, large.blocks):
-            spread.block(block, wide, layout)
+        spread.blocks(small, large, layout)
         if isinstance(small.step, Down) and isinstance(large.step, Down):
             spread.convolution(small.step.space, large.step.space, layout, layout)
             if large.step.time is not None:
@@ -88,8 +87,7 @@ def inflate(image: VideoAutoencoder, video: VideoAutoencoder, generator: Generat
     layout = apart
     spread.middle(image.decoder.middle, video.decoder.middle, layout)
     for small, large in _levels(image.decoder.levels, video.decoder.levels):
-        for block, wide in zip(small.blocks, large.blocks):
-            spread.block(block, wide, layout)
+        spread.blocks(small, large, layout)
         if isinstance(small.step, Up) and isinstance(large.step, Up):
             if large.step.time is not None:
                 _join(large.step.time, layout)
@@ -140,6 +138,12 @@ class _Spread:
         self.convolution(small.conv2, large.conv2, layout, layout)
         if small.shortcut is not None and large.shortcut is not None:
             self.convolution(small.shortcut, large.shortcut, layout, layout)
+
+    def blocks(self, small: Level, large: Level, layout: Layout) -> None:
+        for block, wide in zip(small.blocks, large.blocks):
+            assert isinstance(block, ResidualBlock)
+            assert isinstance(wide, ResidualBlock)
+            self.block(block, wide, layout)
 
     def middle(self, small: Middle, large: Middle, layout: Layout) -> None:
         self.block(small.first, large.first, layout)
