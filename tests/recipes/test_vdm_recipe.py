@@ -74,8 +74,11 @@ def test_a_base_alone_trains_for_a_given_compute(tmp_path):
     assert recipe.run(tmp_path) == tmp_path / "base/model"
     told = json.loads((tmp_path / "base/compute.json").read_text())
     assert told == {"stage": "base", "step_flops": step, "steps": 2, "flops": 2 * step}
-    other = replace(recipe, base=replace(recipe.base, images=0))
     (tmp_path / "base/model/model_index.json").unlink()
+    longer = replace(recipe, base=replace(recipe.base, flops=3.4 * step))
+    assert longer.run(tmp_path) == tmp_path / "base/model"  # its length is no other recipe, and its decay is over
+    (tmp_path / "base/model/model_index.json").unlink()
+    other = replace(recipe, base=replace(recipe.base, images=0))
     with pytest.raises(ValueError, match="images"):
         other.run(tmp_path)
 

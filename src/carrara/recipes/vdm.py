@@ -185,6 +185,7 @@ class VDMRecipe:
         whole = to_dict(self)
         for plan in ("base", "fine"):
             whole[plan].pop("train")  # the loop keeps its own, and knows which of them may change
+            whole[plan].pop("flops")  # a length too: a resumed run may go on for longer
         kept = ("base",) if stage == "base" else ("base", "fine")
         return {
             key: whole[key] for key in (*kept, "settings", "mix", "captioning", "text_width", "text_layers", "seed")
