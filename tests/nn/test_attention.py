@@ -69,6 +69,21 @@ def test_short_and_streaming_attention_agree(monkeypatch):
     torch.testing.assert_close(short, [attend(q, k, v), attend(q, k, v, bias)])
 
 
+@pytest.mark.parametrize("piece", [5, 40, 150, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_pieces_is_the_whole(monkeypatch, piece, dtype):
+    """Less than a row of scores at a time, some rows, some heads, and everything at once."""
+    q, k, v = (x.to(dtype) for x in (draw(2, 3, 7, 16), draw(2, 3, 9, 16, seed=1), draw(2, 3, 9, 8, seed=2)))
+    bias = draw(2, 1, 1, 9, seed=3)
+    bias[0, ..., 4:] = -torch.inf
+    whole = [attend(q, k, v), attend(q, k, v, bias)]
+    monkeypatch.setattr(attention, "PIECE", piece)
+    with torch.inference_mode():
+        torch.testing.assert_close([attend(q, k, v), attend(q, k, v, bias)], whole)
+        monkeypatch.setattr(attention, "SHORT_WIDE", 0)  # the streaming kernel for float32
+        torch.testing.assert_close(attend(q, k, v, bias), whole[1])
+
+
 def test_equal_keys_are_one_key_with_the_log_of_their_number():
     q, k, v = draw(1, 2, 5, 16), draw(1, 2, 4, 16, seed=1), draw(1, 2, 4, 16, seed=2)
     many = [torch.cat((x, x[:, :, -1:].expand(-1, -1, 30, -1)), dim=2) for x in (k, v)]
