@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("pond", "autoencoder", "transformer", "generate")
+NAMES = ("pond", "autoencoder", "transformer", "generate", "inference")
 
 
 def main() -> None:
