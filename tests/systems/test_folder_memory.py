@@ -14,7 +14,7 @@ from tests.systems.foreign import tokenizer
 
 from carrara.denoisers.dit import DiT
 from carrara.denoisers.dit_config import DiTConfig
-from carrara.denoisers.dit_weights import DIFFUSERS, WAN
+from carrara.denoisers.dit_weights import DIFFUSERS
 from carrara.systems.releases import kind_of
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.umt5 import PUBLISHED
@@ -50,7 +50,6 @@ for case in sys.argv[2:]:
 CASES = {
     "diffusers,transformer,float32": "as stored, so the mapped file itself",
     "diffusers,transformer,bfloat16": "converted, with islands that stay mapped",
-    "original,transformer,bfloat16": "the same from the other layout",
     "original,text_encoder,bfloat16": "a mapped pickle",
     "original,text_encoder,float32": "converted from a mapped pickle",
 }
@@ -65,16 +64,14 @@ def filled(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A transformer and a text encoder of a few hundred MB each, in both layouts; the other parts are not asked for."""
+    """A transformer and a text encoder of a few hundred MB, one in each layout; the other parts are not asked for."""
     root = tmp_path_factory.mktemp("large")
     with torch.device("meta"):
         denoiser, text = DiT(CONFIG), TextEncoder(TEXT)
-    weights = filled(denoiser, torch.float32)
-    for layout, table in (("diffusers", DIFFUSERS), ("original", WAN)):
-        place = root / layout / ("transformer" if layout == "diffusers" else "")
-        place.mkdir(parents=True)
-        tensors = {table.to_theirs(name): value for name, value in weights.items()}
-        save_file(tensors, place / "diffusion_pytorch_model.safetensors")
+    (root / "diffusers/transformer").mkdir(parents=True)
+    (root / "original").mkdir()
+    tensors = {DIFFUSERS.to_theirs(name): value for name, value in filled(denoiser, torch.float32).items()}
+    save_file(tensors, root / "diffusers/transformer/diffusion_pytorch_model.safetensors")
     (root / "diffusers/transformer/config.json").write_text(json.dumps(CONFIG.to_diffusers()))
     (root / "diffusers/model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     (root / "diffusers/scheduler").mkdir()
