@@ -28,7 +28,7 @@ def picture(seed: int, height: int = 32, width: int = 32) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["i2v", "i2v-a14b", "flf2v", "ti2v-image"])
+@pytest.mark.parametrize("kind", ["i2v-a14b", "flf2v", "ti2v-image"])
 def test_a_picture_is_given_as_the_model_was_trained(kind):
     model = model_of(kind)
     system, shape = model.system, model.system.defaults

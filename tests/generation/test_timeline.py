@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from carrara.generation.conditions import Conditions
+from carrara.generation.material import Material
+from carrara.generation.modes import Length, lay_out
+from carrara.generation.passes import keyframe_indices
 from carrara.generation.timeline import (
     Timeline,
     Window,
@@ -87,3 +92,51 @@ def test_a_timeline_without_pictures_is_comparable_and_says_so():
     assert plain == Timeline(9, 0, 9, (Window(0, 9),))
     assert not plain.pictured
     assert plain.longest == 9
+
+
+def clip_of(frames: int) -> torch.Tensor:
+    return torch.zeros(frames, 1, 1, 3, dtype=torch.uint8)
+
+
+@given(
+    st.integers(2, 8).map(lambda k: 1 + STEP * k),
+    st.sampled_from(["between", "loop", "loop of a clip"]),
+    st.integers(5, 30),
+    st.integers(5, 30),
+    st.integers(2, 120),
+)
+def test_what_is_ahead_is_told_to_the_last_window_and_to_no_other(window, mode, before, behind, made):
+    clip, second = clip_of(before), clip_of(behind)
+    conditions, material = {
+        "between": (Conditions(between=("a", "b")), Material(clip=clip, second=second)),
+        "loop": (Conditions(loop=True), Material()),
+        "loop of a clip": (Conditions(extend="a", loop=True), Material(clip=clip)),
+    }[mode]
+    length = Length(None, float(made), 1.0, window, window, 1.0)
+    timeline, _, _ = lay_out(conditions, length, material)
+    assert timeline.end - timeline.begin == made
+    ahead = set(range(timeline.end, timeline.end + 40))
+    told = [keyframe_indices(one, lambda index: True if index in ahead else None, STEP) for one in timeline.windows]
+    assert told[-1][0] == timeline.end
+    assert not any(told[:-1])
+    assert timeline.windows[-1].fresh < timeline.end  # and it makes something
+    context = context_of(window, STEP)
+    if len(timeline.windows) > 2 and window - 2 * context >= STEP:
+        assert timeline.windows[-1].prefix == context
+        assert told[-1] == list(range(timeline.end, timeline.end + context, STEP))
+
+
+@given(st.integers(1, 8).map(lambda k: 1 + STEP * k), st.integers(2, 40), st.sampled_from([2, 4]))
+def test_every_given_frame_is_told_to_a_window_that_makes_its_neighbours(window, count, factor):
+    conditions = Conditions(interpolate="a", factor=factor)
+    length = Length(None, None, None, window, window, 8.0)
+    timeline, fps, _ = lay_out(conditions, length, Material(clip=clip_of(count), fps=8.0))
+    assert (timeline.frames, fps) == ((count - 1) * factor + 1, 8.0 * factor)
+    told = {index for one in timeline.windows for index in keyframe_indices(one, timeline.known.get, STEP)}
+    assert told == set(timeline.known) - {0}
+
+
+def test_a_window_without_room_for_both_sides_is_refused():
+    length = Length(None, 4.0, 1.0, 5, 5, 1.0)
+    with pytest.raises(ValueError, match="window=5: too short to arrive at what is ahead; take at least 9"):
+        lay_out(Conditions(between=("a", "b")), length, Material(clip=clip_of(5), second=clip_of(5)))

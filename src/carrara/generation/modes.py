@@ -134,8 +134,12 @@ def _onward(
     if ahead and room >= 1:  # one pass; in a loop only its first frame is known by then
         reach = context if begin and room >= context else 1
     elif ahead:  # the last window has a context on both sides, where it is long enough, and all else is made before it
-        reach = both
-        cuts.append(align(end + reach, origin, step) - window + context)
+        reach, last = both, align(end + both, origin, step)
+        while context > 1 and last - window + context >= end:
+            context -= step
+        if last - window + context >= end:
+            raise ValueError(f"window={window}: too short to arrive at what is ahead; take at least {window + step}")
+        cuts.append(last - window + context)
     windows = forward_windows(origin, prefix, end + reach, window, step, cuts, context)
 
     known = {} if clip is None else dict(enumerate(clip))
