@@ -244,9 +244,10 @@ def pond() -> PondRecipe:
             crop=32,
             crop_batch=8,
             piece_batch=16,
-            images=4000,
+            images=20_000,
             image_rates=5,
-            image_batch=64,
+            image_batch=128,
+            per_clip=4,
             image_every=4,
         ),
         DenoiserStage(
