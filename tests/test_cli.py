@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy():
         (["train", "pond-tiny", "--width", "33"], "width=33: must be a multiple of 16; nearest 32 or 48"),
         (["train", "pond-tiny", "--frames", "6"], "nearest 5 or 9"),
         (["train", "pond-tiny", "--device", "tpu"], "must be auto, cpu or cuda"),
-        (["train", "pond-tiny", "--autoencoder.start", "nowhere"], "nowhere: damaged or not a checkpoint"),
+        (["train", "pond-tiny", "--autoencoder.start", "nowhere"], "start='nowhere': no such training folder"),
         (["evaluate", "nowhere"], "unknown model 'nowhere'"),
         (["evaluate", "nowhere", "-o", "/dev/null"], "/dev/null is a file"),
     ],

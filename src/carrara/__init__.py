@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from carrara.generation.clip import Clip
+    from carrara.generation.conditions import Conditions
     from carrara.generation.run import generate, load
 
-__all__ = ["Clip", "__version__", "generate", "load"]
+__all__ = ["Clip", "Conditions", "__version__", "generate", "load"]
 
-_HOMES = {"Clip": "carrara.generation.clip", "generate": "carrara.generation.run", "load": "carrara.generation.run"}
+_HOMES = {
+    "Clip": "carrara.generation.clip",
+    "Conditions": "carrara.generation.conditions",
+    "generate": "carrara.generation.run",
+    "load": "carrara.generation.run",
+}
 
 
 def __getattr__(name: str) -> Any:
