@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from carrara.diffusion.fields import EQUAL, INDEPENDENT, KEYFRAME, PREFIX, FieldMix, TimeDraw, draw_field, draw_times
+from carrara.diffusion.fields import (
+    EQUAL,
+    INDEPENDENT,
+    KEYFRAME,
+    PREFIX,
+    REGION,
+    FieldMix,
+    TimeDraw,
+    draw_count,
+    draw_field,
+    draw_step,
+    draw_times,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,21 +59,21 @@ def test_moments_of_the_logit_normal():
 
 def test_shares_hold_in_every_batch():
     field = draw_field(50, 5, generator())
-    counts = torch.bincount(field.kinds, minlength=4).tolist()
+    counts = torch.bincount(field.kinds, minlength=5).tolist()
     for count, share in zip(counts, FieldMix().shares):
         assert abs(count - 50 * share) <= 1
-    assert len(counts) == 4
+    assert len(counts) == 5
 
 
 def test_fields_are_what_their_kind_says():
     frames, field = 5, draw_field(4000, 5, generator())
     levels, weights, kinds = field.levels, field.weights, field.kinds
     assert levels.shape == weights.shape == (4000, frames)
-    assert levels.dtype == weights.dtype == field.keyframe_levels.dtype == torch.float32
+    assert levels.dtype == weights.dtype == field.known_levels.dtype == torch.float32
 
-    for kind in (EQUAL, KEYFRAME):
+    for kind in (EQUAL, REGION):
         assert (levels[kinds == kind] == levels[kinds == kind][:, :1]).all()
-    for kind in (EQUAL, KEYFRAME, INDEPENDENT):
+    for kind in (EQUAL, REGION, INDEPENDENT):
         assert (weights[kinds == kind] == 1).all()
     assert (levels[kinds == INDEPENDENT].std(dim=1) > 0).all()
 
@@ -79,16 +91,57 @@ def test_fields_are_what_their_kind_says():
     assert (weights[levels == 0] == 0).all()
 
 
-def test_keyframes_name_pixel_frames():
-    field = draw_field(4000, 5, generator(1))
-    given = field.kinds == KEYFRAME
-    assert (field.keyframes[~given] == -1).all()
-    assert (field.keyframe_levels[~given] == 0).all()
-    chosen = field.keyframes[given]
-    assert set(chosen.tolist()) == set(range(1, 17))
-    assert (chosen == 16).float().mean().item() == pytest.approx(0.5 + 0.5 / 16, abs=0.08)
-    assert field.keyframe_levels[given].max() <= 0.05
-    assert (field.keyframe_levels[given] == 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+def test_keyframes_are_different_ones_of_those_stored():
+    for count in (1, 2, 4):
+        field = draw_field(4000, 5, generator(count), stored=4, count=count)
+        given = field.kinds == KEYFRAME
+        assert field.keyframes.shape == (4000, count)
+        assert (field.keyframes[~given] == -1).all()
+        chosen = field.keyframes[given]
+        assert set(chosen.flatten().tolist()) == {0, 1, 2, 3}
+        assert all(len(set(row)) == count for row in chosen.tolist())
+        last = (chosen == 3).any(dim=1).float().mean().item()
+        assert last == pytest.approx(0.5 + 0.5 * count / 4, abs=0.08)
+        assert field.known_levels[given].max() <= 0.05
+        assert (field.known_levels[given] == 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert (field.known_levels[(field.kinds == EQUAL) | (field.kinds == INDEPENDENT)] == 0).all()
+
+
+def test_half_of_the_fields_with_keyframes_have_a_beginning_too():
+    field = draw_field(4000, 5, generator(1), FieldMix().only(KEYFRAME))
+    begun = (field.weights == 0).any(dim=1)
+    assert begun.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (field.levels[begun][:, 0] == field.known_levels[begun]).all()
+
+
+def test_regions_are_rectangles_or_what_is_outside_and_never_everything():
+    field = draw_field(2000, 5, generator(2), FieldMix().only(REGION), tokens=(4, 6))
+    assert field.region is not None
+    assert field.region.shape == (2000, 4, 6)
+    known = field.region.flatten(1).float().mean(dim=1)
+    assert known.min() > 0
+    assert known.max() < 1
+    for region in (field.region, ~field.region):
+        rows, columns = region.any(dim=2), region.any(dim=1)
+        filled = rows.sum(1) * columns.sum(1) == region.flatten(1).sum(1)
+        assert filled.float().mean().item() > 0.45  # one of the two is a rectangle
+    assert draw_field(8, 5, generator(), FieldMix().without(REGION)).region is None
+
+
+def test_a_step_has_one_length_of_sequence_and_one_kind_of_levels():
+    mix, draws = FieldMix(), generator(3)
+    steps = [draw_step(mix, draws) for _ in range(4000)]
+    assert sum(step.keyframe == 1 for step in steps) / 4000 == pytest.approx(mix.keyframe, abs=0.02)
+    assert sum(step.region == 1 for step in steps) / 4000 == pytest.approx(mix.region, abs=0.02)
+    rest = [step for step in steps if step.keyframe != 1 and step.region != 1]
+    assert all(step.keyframe == step.region == 0 for step in rest)
+    assert rest[0].prefix / rest[0].equal == pytest.approx(mix.prefix / mix.equal)
+    counts = [draw_count(4, draws) for _ in range(2000)]
+    assert {count: counts.count(count) / 2000 for count in (1, 2, 4)} == pytest.approx(
+        {1: 0.5, 2: 0.25, 4: 0.25}, abs=0.04
+    )
+    assert {draw_count(1, draws) for _ in range(20)} == {1}
+    assert FieldMix().only(REGION).without(REGION).equal == 1
 
 
 def test_a_single_image_has_no_known_part():
@@ -101,16 +154,16 @@ def test_a_single_image_has_no_known_part():
 
 def test_fields_follow_the_generator():
     first, again, other = (draw_field(16, 5, generator(seed)) for seed in (7, 7, 8))
-    for name in ("levels", "weights", "kinds", "keyframes", "keyframe_levels"):
+    for name in ("levels", "weights", "kinds", "keyframes", "known_levels", "region"):
         assert getattr(first, name).equal(getattr(again, name))
     assert not first.levels.equal(other.levels)
 
 
 def test_bad_shares_are_refused():
-    with pytest.raises(ValueError, match=r"add up to 1\.3"):
+    with pytest.raises(ValueError, match=r"add up to 1\.34"):
         FieldMix(equal=1.0)
     with pytest.raises(ValueError, match=r"prefix=-0\.1"):
-        FieldMix(equal=0.92, prefix=-0.1)
+        FieldMix(equal=0.88, prefix=-0.1)
     with pytest.raises(ValueError, match=r"uniform=1\.5"):
         TimeDraw(1.5)
     with pytest.raises(ValueError, match="std"):

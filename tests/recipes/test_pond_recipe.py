@@ -65,7 +65,12 @@ def test_a_denoiser_begins_where_another_run_ended(trained, tmp_path):
     stage = replace(recipe.denoiser, start=str(folder / "denoiser"), train=still)
     again = LatentVideo.load(replace(recipe, denoiser=stage).run(tmp_path))
     past = LatentVideo.load(model).denoiser.state_dict()
-    assert all(torch.allclose(value, past[name], atol=1e-6) for name, value in again.denoiser.state_dict().items())
+    fresh = LatentVideo.load(replace(recipe, denoiser=replace(stage, start=None)).run(tmp_path / "fresh")).denoiser
+
+    def apart(other: dict[str, torch.Tensor]) -> float:
+        return max(float((value - past[name]).abs().max()) for name, value in other.items())
+
+    assert apart(again.denoiser.state_dict()) < 5e-4 < apart(fresh.state_dict())  # files are of 16 bits
 
     with pytest.raises(ValueError, match="nowhere"):
         replace(recipe, denoiser=replace(stage, start="nowhere")).run(tmp_path / "other")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from carrara.core.types import VideoShape
-from carrara.diffusion.fields import FieldMix
+from carrara.diffusion.fields import SHARES, FieldMix
 from carrara.systems.alignment import Alignment, Content, ContentHead, outputs_of
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase
@@ -90,10 +90,10 @@ def test_tokens_behind_the_clips_own_are_not_asked():
     assert reader.loss(features, truth).equal(reader.loss(features[:, :6], truth))
 
 
-@pytest.mark.parametrize("kind", ["equal", "independent", "keyframe"])
+@pytest.mark.parametrize("kind", ["equal", "independent", "keyframe", "region"])
 def test_features_come_in_the_order_of_the_latents(small_system, kind):
     """Whatever groups the transformer makes of its tokens: a change in one latent token moves its own feature most."""
-    shares = {**dict.fromkeys(("equal", "prefix", "keyframe", "independent"), 0.0), kind: 1.0}
+    shares = {**dict.fromkeys(SHARES, 0.0), kind: 1.0}
     trained = phase(small_system, head(32), FieldMix(**shares))
     seen = []
     trained.content_head.loss = lambda features, truth: seen.append(features) or features.sum()  # type: ignore[method-assign]

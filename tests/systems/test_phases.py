@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.core.types import VideoShape
-from carrara.diffusion.fields import FieldMix, TimeDraw
+from carrara.diffusion.fields import KEYFRAME, REGION, FieldMix, TimeDraw
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.phases import (
     VALIDATION_LEVELS,
@@ -114,3 +115,41 @@ def test_the_denoiser_is_exported_as_a_model_folder_with_its_own_defaults(denois
 def test_bytes_survive_the_unit_range():
     video = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16, 1).expand(1, 1, 16, 16, 3)
     assert to_bytes(to_unit(video)).equal(video)
+
+
+def test_a_known_region_is_clean_told_so_and_not_learned(denoiser_phase):
+    denoiser_phase.mix = replace(FieldMix().only(REGION), noisy_known=0.0)
+    seen: list[tuple] = []
+    hook = denoiser_phase.system.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args))
+    batch = captioned(0)
+    loss = denoiser_phase.loss(batch, 0, torch.Generator().manual_seed(1))["loss"]
+    hook.remove()
+    (x, told, _, keyframes), latents = seen[0], batch.latents
+    assert keyframes is None
+    levels = told.unflatten(1, (2, 2, 2))  # 4 x 4 latents in patches of 2 x 2
+    known = levels.repeat_interleave(2, 2).repeat_interleave(2, 3) == 0
+    assert known.any()
+    assert not known.all()
+    same = (x == latents).all(dim=1)
+    assert same[known].all()
+    assert not same[~known].any()
+    assert loss.isfinite()
+
+
+def test_keyframes_are_those_of_the_batch_at_their_times(denoiser_phase):
+    denoiser_phase.mix = replace(FieldMix().only(KEYFRAME), noisy_known=0.0)
+    batch, counts = captioned(0), set()
+    for seed in range(8):
+        seen: list[tuple] = []
+        hook = denoiser_phase.system.denoiser.register_forward_pre_hook(
+            lambda module, args, seen=seen: seen.append(args)
+        )
+        denoiser_phase.loss(batch, 0, torch.Generator().manual_seed(seed))
+        hook.remove()
+        keyframes = seen[0][3]
+        counts.add(keyframes.times.shape[1])
+        for row in range(2):
+            for k, time in enumerate(keyframes.times[row]):
+                stored = (batch.keyframe_times[row] == time).nonzero().item()
+                assert keyframes.latents[row, :, k].equal(batch.keyframes[row, :, stored])
+    assert counts == {1, 2}

@@ -1,9 +1,9 @@
 """Noise fields: every latent frame has its own noise level, known ones have level 0.
 
 A field is a tensor of times `(b, f)`. All levels equal is text-to-video; a prefix at 0 is a given beginning; frames
-known at other times enter as keyframe tokens beside the field. Training draws all of them from the start, so that one
-network serves every mode (Chen et al. 2024, "Diffusion Forcing", for independent levels; HaCohen et al. 2024,
-"LTX-Video", for known parts at a small level).
+known at other times enter as keyframe tokens beside the field; a region at 0 is what inpainting keeps. Training draws
+all of them from the start, so that one network serves every mode (Chen et al. 2024, "Diffusion Forcing", for
+independent levels; HaCohen et al. 2024, "LTX-Video", for known parts at a small level).
 
 Every draw comes from the passed generator, on its device, and takes equally many random values whatever it decides.
 """
@@ -11,7 +11,7 @@ Every draw comes from the passed generator, on its device, and takes equally man
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Generator, Tensor
@@ -19,22 +19,28 @@ from torch import Generator, Tensor
 from carrara.diffusion.grids import Denoise, GridPoint
 from carrara.diffusion.predictions import expand_levels
 
-EQUAL, PREFIX, KEYFRAME, INDEPENDENT = range(4)
+EQUAL, PREFIX, KEYFRAME, INDEPENDENT, REGION = range(5)
+
+
+SHARES = ("equal", "prefix", "keyframe", "independent", "region")
 
 
 @dataclass(frozen=True)
 class FieldMix:
     """Shares of the kinds of field, which add up to 1.
 
-    In a share `noisy_known` of the samples the known parts have a level drawn from [0, known_level]; else level 0.
+    In a share `noisy_known` of the samples the known parts have a level drawn from [0, known_level]; else level 0. Of
+    the samples with keyframes a share `keyframe_prefix` has a known beginning too (interpolation, loops, joining).
     """
 
-    equal: float = 0.70
+    equal: float = 0.66
     prefix: float = 0.12
     keyframe: float = 0.10
     independent: float = 0.08
+    region: float = 0.04
     noisy_known: float = 0.5
     known_level: float = 0.05
+    keyframe_prefix: float = 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,8 +50,20 @@ class FieldMix:
             raise ValueError(f"the shares of fields {self.shares} add up to {sum(self.shares):g}; expected 1")
 
     @property
-    def shares(self) -> tuple[float, float, float, float]:
-        return self.equal, self.prefix, self.keyframe, self.independent
+    def shares(self) -> tuple[float, float, float, float, float]:
+        return self.equal, self.prefix, self.keyframe, self.independent, self.region
+
+    def only(self, kind: int) -> FieldMix:
+        """Fields of this kind and no other."""
+        return replace(self, **{name: float(index == kind) for index, name in enumerate(SHARES)})
+
+    def without(self, *kinds: int) -> FieldMix:
+        """The other kinds in the same proportions, or equal levels if there are none."""
+        kept = [0.0 if index in kinds else share for index, share in enumerate(self.shares)]
+        total = sum(kept)
+        return (
+            replace(self, **{name: share / total for name, share in zip(SHARES, kept)}) if total else self.only(EQUAL)
+        )
 
 
 @dataclass(frozen=True)
@@ -71,18 +89,20 @@ class TimeDraw:
 class Field:
     """What a batch is trained on.
 
-    levels: `(b, f)` float32, times of the latent frames;
+    levels: `(b, f)` float32, times of the latent frames (with a region: of what is not known);
     weights: `(b, f)` float32, 1 where the loss counts and 0 where the frame is known;
-    kinds: `(b,)` int64, of EQUAL, PREFIX, KEYFRAME, INDEPENDENT;
-    keyframes: `(b,)` int64, the pixel frame given as a keyframe token (rotary time `index / stride`), -1 for none;
-    keyframe_levels: `(b,)` float32, the level of that token, 0 for none.
+    kinds: `(b,)` int64, of EQUAL, PREFIX, KEYFRAME, INDEPENDENT, REGION;
+    keyframes: `(b, k)` int64, which of a clip's stored keyframes are given as tokens, -1 for none;
+    known_levels: `(b,)` float32, the level of what is known, 0 where nothing is;
+    region: `(b, rows, columns)` bool, tokens that are known in every frame, or None.
     """
 
     levels: Tensor
     weights: Tensor
     kinds: Tensor
     keyframes: Tensor
-    keyframe_levels: Tensor
+    known_levels: Tensor
+    region: Tensor | None = None
 
 
 def draw_times(n: int, generator: Generator, draw: TimeDraw | None = None) -> Tensor:
@@ -99,48 +119,69 @@ def draw_times(n: int, generator: Generator, draw: TimeDraw | None = None) -> Te
     return times.clamp(1e-6, 1 - 1e-6).float()
 
 
+def draw_step(mix: FieldMix, generator: Generator) -> FieldMix:
+    """The mix of one step: keyframes for all its clips or for none, since tokens lengthen the sequence; and regions for
+    all or for none, since levels per token cost more. Over many steps the shares are those of `mix`."""
+    draw = float(torch.rand((), generator=generator, device=generator.device))
+    if draw < mix.keyframe:
+        return mix.only(KEYFRAME)
+    if draw < mix.keyframe + mix.region:
+        return mix.only(REGION)
+    return mix.without(KEYFRAME, REGION)
+
+
+def draw_count(stored: int, generator: Generator) -> int:
+    """How many of a clip's stored keyframes a step gives: one in half of the steps, two, or all."""
+    draw = float(torch.rand((), generator=generator, device=generator.device))
+    return max(1, min(stored, 1 if draw < 0.5 else 2 if draw < 0.75 else stored))
+
+
 def draw_field(
     batch: int,
     frames: int,
     generator: Generator,
     mix: FieldMix | None = None,
     draw: TimeDraw | None = None,
-    stride: int = 4,
+    stored: int = 2,
+    count: int = 1,
+    tokens: tuple[int, int] = (1, 1),
 ) -> Field:
-    """Noise levels, loss weights and keyframes for clips of so many latent frames.
+    """Noise levels, loss weights and what is known, for clips of so many latent frames.
 
-    A clip has `1 + stride (frames - 1)` pixel frames. A known prefix has 1 to frames - 1 latent frames; a keyframe is
-    the last pixel frame in half of the draws, else any but the first. Single images (frames 1) have neither, and get
-    equal levels instead. Kinds are stratified over the batch.
+    A known prefix has 1 to frames - 1 latent frames. `count` keyframes are chosen of `stored`, whose last is the clip's
+    last frame: that one in half of the draws at least, the others evenly. A region is a rectangle of the `tokens`
+    (rows, columns), or everything outside it. Single images (frames 1) have nothing known, and get equal levels
+    instead. Kinds are stratified over the batch.
     """
     mix = mix or FieldMix()
     device = generator.device
-    kinds = torch.bucketize(
-        _strata(batch, generator),
-        torch.tensor(mix.shares, dtype=torch.float64, device=device).cumsum(0)[:3],
-        right=True,
-    )
+    bounds = torch.tensor(mix.shares, dtype=torch.float64, device=device).cumsum(0)[:-1]
+    kinds = torch.bucketize(_strata(batch, generator), bounds, right=True)
     times = draw_times(batch, generator, draw)
     separate = draw_times(batch * frames, generator, draw).reshape(batch, frames)
-    lengths, pixels, last, noisy, small = torch.rand(5, batch, generator=generator, device=device)
+    lengths, last, both, noisy, small = torch.rand(5, batch, generator=generator, device=device)
+    order = torch.rand(batch, stored, generator=generator, device=device)
+    region = _rectangles(torch.rand(5, batch, generator=generator, device=device), tokens)
     if frames == 1:
         kinds = torch.where(kinds == INDEPENDENT, kinds, EQUAL)
 
-    known_level = torch.where(noisy < mix.noisy_known, small * mix.known_level, 0.0)
-    known_frames = torch.where(kinds == PREFIX, 1 + _index(lengths, frames - 1), 0)
+    begins = (kinds == PREFIX) | ((kinds == KEYFRAME) & (both < mix.keyframe_prefix))
+    known_frames = torch.where(begins, 1 + _index(lengths, frames - 1), 0)
     known = torch.arange(frames, device=device) < known_frames[:, None]
+    given = (kinds == KEYFRAME) | (kinds == PREFIX) | (kinds == REGION)
+    known_level = torch.where(given & (noisy < mix.noisy_known), small * mix.known_level, 0.0)
     levels = torch.where((kinds == INDEPENDENT)[:, None], separate, times[:, None])
     levels = torch.where(known, known_level[:, None], levels)
 
-    end = stride * (frames - 1)
-    chosen = torch.where(last < 0.5, end, 1 + _index(pixels, end))
-    given = kinds == KEYFRAME
+    order[:, -1] = torch.where(last < 0.5, -1.0, order[:, -1])  # the smallest come first
+    chosen = order.argsort(dim=1)[:, :count]
     return Field(
         levels=levels,
         weights=(~known).float(),
         kinds=kinds,
-        keyframes=torch.where(given, chosen, -1),
-        keyframe_levels=torch.where(given, known_level, 0.0),
+        keyframes=torch.where((kinds == KEYFRAME)[:, None], chosen, -1),
+        known_levels=known_level,
+        region=region & (kinds == REGION)[:, None, None] if mix.region and frames > 1 else None,
     )
 
 
@@ -177,6 +218,23 @@ def _strata(n: int, generator: Generator) -> Tensor:
     return (order + torch.rand(n, generator=generator, device=device, dtype=torch.float64)) / n
 
 
-def _index(uniform: Tensor, count: int) -> Tensor:
-    """A uniform number in [0, 1) as a whole number below count."""
-    return (uniform * count).long().clamp_max(max(count - 1, 0))
+def _index(uniform: Tensor, count: int | Tensor) -> Tensor:
+    """A uniform number in [0, 1) as a whole number below count (one, or one for each)."""
+    most = count - 1 if isinstance(count, Tensor) else torch.tensor(count - 1, device=uniform.device)
+    return (uniform * count).long().clamp_min(0).minimum(most.clamp_min(0))
+
+
+def _rectangles(uniform: Tensor, tokens: tuple[int, int]) -> Tensor:
+    """Known tokens `(b, rows, columns)`: a rectangle of a quarter to all but one of each side, or what is outside.
+
+    uniform: `(5, b)` numbers in [0, 1): heights, widths, places, and whether the inside is known.
+    """
+    inside = torch.ones(uniform.shape[1], *tokens, dtype=torch.bool, device=uniform.device)
+    for axis, (side, size, place) in enumerate(zip(tokens, uniform[:2], uniform[2:4]), 1):
+        least = max(1, side // 4)
+        length = least + _index(size, max(1, side - least))
+        start = _index(place, side - length + 1)
+        at = torch.arange(side, device=uniform.device)
+        within = (at >= start[:, None]) & (at < (start + length)[:, None])
+        inside &= within[:, :, None] if axis == 1 else within[:, None, :]
+    return torch.where((uniform[4] < 0.5)[:, None, None], inside, ~inside)

@@ -128,7 +128,7 @@ def ball_latents(cache: LatentCache, batch: int, seed: int) -> Callable[[int], C
     return at
 
 
-CONTINUING = FieldMix(equal=0.1, prefix=0.9, keyframe=0.0, independent=0.0)
+CONTINUING = FieldMix(equal=0.1, prefix=0.9, keyframe=0.0, independent=0.0, region=0.0)
 
 
 def phyworld() -> PhyWorldRecipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from carrara.recipes.pond_truth import TruthTable
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
 
+KEYFRAMES = 4  # of every cached clip
 ENCODE_BATCH = 16
 
 
@@ -130,7 +132,7 @@ def encode_clips(
     made_by: str,
     shard: int,
 ) -> None:
-    """Render scenes and keep their latents, the scenes, and two keyframes of each clip: any one and the last."""
+    """Render scenes and keep their latents, the scenes, and some keyframes of each clip: any ones, and the last."""
 
     @torch.no_grad()
     def produce(start: int, stop: int) -> Iterator[LatentBatch]:
@@ -139,21 +141,26 @@ def encode_clips(
             scenes = source.scenes(numbers.start, len(numbers))
             pixels = source.render(scenes, source.shape.frames)
             video = to_unit(pixels.video)
-            frames = torch.tensor(
-                [[_any_frame(number, source.shape.frames), source.shape.frames - 1] for number in numbers]
-            )
+            frames = torch.tensor([_some_frames(number, source.shape.frames) for number in numbers])
             with torch.autocast(video.device.type, torch.bfloat16):
                 latents = autoencoder.encode(video)
                 single = autoencoder.encode(_pick(video, frames.to(video.device)))
             yield LatentBatch(
                 latents,
                 [{"scene": to_dict(scene)} for scene in scenes],
-                rearrange(single, "(b k) c 1 h w -> b k c h w", k=2),
+                rearrange(single, "(b k) c 1 h w -> b k c h w", k=frames.shape[1]),
                 frames,
             )
 
     shape = source.shape
-    about = {"frames": shape.frames, "height": shape.height, "width": shape.width, "fps": source.fps, "first": first}
+    about = {
+        "frames": shape.frames,
+        "height": shape.height,
+        "width": shape.width,
+        "fps": source.fps,
+        "first": first,
+        "keyframes": KEYFRAMES,
+    }
     write_latents(
         folder,
         produce,
@@ -205,9 +212,12 @@ def frames_per_latent(cache: LatentCache) -> float:
     return (cache.about["frames"] - 1) / max(1, cache.shape[1] - 1)
 
 
-def _any_frame(number: int, frames: int) -> int:
-    """A frame of this scene's clip between the first and the last, the same at every run."""
-    return 1 + mix(number) % max(1, frames - 2)
+def _some_frames(number: int, frames: int) -> list[int]:
+    """Which frames of this scene's clip are encoded alone: different ones behind the first, and the last; the same at
+    every run."""
+    between = list(range(1, frames - 1))
+    random.Random(mix(number)).shuffle(between)
+    return [*between[: KEYFRAMES - 1], frames - 1]
 
 
 def _pick(video: Tensor, frames: Tensor) -> Tensor:

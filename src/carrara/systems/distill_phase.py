@@ -21,13 +21,13 @@ from carrara.core.config import choose
 from carrara.core.types import Keyframes, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
 from carrara.diffusion.distillation import SOLVERS, Flow, guided_flow, mean_flow, moved, visited, window_levels
-from carrara.diffusion.fields import Field, FieldMix, draw_field
+from carrara.diffusion.fields import Field, FieldMix, draw_count, draw_field, draw_step
 from carrara.diffusion.guidance import Guidance
 from carrara.systems.latent import LatentVideo, Sampling
-from carrara.systems.phases import CaptionedLatents, film, no_keyframes, only_keyframes, take_keyframes, to_bytes
+from carrara.systems.phases import CaptionedLatents, film, take_keyframes, to_bytes
 
 REFERENCE_PARTS = 4  # of each window, where the student is compared: finer than what it is taught
-WITHOUT_INDEPENDENT = FieldMix(equal=0.8, prefix=0.1, keyframe=0.1, independent=0.0)
+WITHOUT_INDEPENDENT = FieldMix(equal=0.8, prefix=0.1, keyframe=0.1, independent=0.0, region=0.0)
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class Distillation:
         for name, least in (("steps", 1), ("parts", 1), ("rolled", 0), ("compared", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.fields.independent:
-            raise ValueError(
-                f"fields.independent={self.fields.independent}: a few-step student knows the starts of its windows "
-                "only; give independent=0 and that share to another kind"
-            )
+        for name in ("independent", "region"):
+            if getattr(self.fields, name):
+                raise ValueError(
+                    f"fields.{name}={getattr(self.fields, name)}: a few-step student knows the starts of its windows "
+                    f"only; give {name}=0 and that share to another kind"
+                )
 
     def sampling(self, teacher: Sampling) -> Sampling:
         """How the student samples: few Euler steps, without guidance. Raises ValueError for an impossible grid."""
@@ -118,12 +119,11 @@ class DistillPhase:
         latents = batch.latents.to(self.teacher.device, torch.float32)
         b, _, f, _, _ = latents.shape
         device = generator.device
-        given = f > 1 and float(torch.rand((), generator=generator, device=device)) < config.fields.keyframe
-        mix = only_keyframes(config.fields) if given else no_keyframes(config.fields)
-        drawn = draw_field(b, f, generator, mix, stride=self.teacher.stride.time)
+        mix = draw_step(config.fields, generator) if f > 1 else config.fields
+        stored = batch.keyframes.shape[2]
+        drawn = draw_field(b, f, generator, mix, stored=stored, count=draw_count(stored, generator))
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        end = self.teacher.stride.time * (f - 1)
-        keyframes = take_keyframes(batch, drawn, end, generator) if given else None
+        keyframes = take_keyframes(batch, drawn, generator) if f > 1 and mix.keyframe == 1 else None
 
         rolled = min(config.rolled, b)
         spread = torch.randperm(b - rolled, generator=generator, device=device)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Generator, Tensor, nn
 
 from carrara.autoencoders.losses import AutoencoderLossConfig, actor_boxes, autoencoder_loss, psnr
 from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
 from carrara.core.types import Keyframes, VideoShape
-from carrara.diffusion.fields import Field, FieldMix, TimeDraw, draw_field
+from carrara.diffusion.fields import Field, FieldMix, TimeDraw, draw_count, draw_field, draw_step
 from carrara.systems.alignment import Content, ContentHead, outputs_of
 from carrara.systems.folder import write_autoencoder
 from carrara.systems.latent import LatentVideo, Sampling
@@ -169,24 +169,26 @@ class DenoiserPhase:
         latents = batch.latents.to(self.system.device, torch.float32)
         b, _, f, _, _ = latents.shape
         device = generator.device
-        # Keyframe tokens lengthen the sequence, so a step has them for all its clips or for none.
-        given = f > 1 and float(torch.rand((), generator=generator, device=device)) < self.mix.keyframe
-        mix = only_keyframes(self.mix) if given else no_keyframes(self.mix)
-        field = draw_field(b, f, generator, mix, self.times, self.system.stride.time)
+        mix = draw_step(self.mix, generator) if f > 1 else self.mix
+        stored = batch.keyframes.shape[2]
+        count = draw_count(stored, generator)
+        _, rows, columns = self.system.patch
+        grid = (latents.shape[3] // rows, latents.shape[4] // columns)
+        field = draw_field(b, f, generator, mix, self.times, stored, count, grid)
         dropped = torch.rand(b, generator=generator, device=device) < self.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        end = self.system.stride.time * (f - 1)
-        keyframes = take_keyframes(batch, field, end, generator) if given else None
+        keyframes = take_keyframes(batch, field, generator) if f > 1 and mix.keyframe == 1 else None
+        levels, weights = place_levels(field, self.system.patch)
         if self.content_head is None:
-            error = self._errors(latents, noise, field.levels, captions, keyframes)
-            return {"loss": _mean(error, field.weights)}
+            error = self._errors(latents, noise, levels, captions, keyframes)
+            return {"loss": _mean(error, weights)}
         if batch.content is None:
             raise ValueError("a content head but batches without content: give both or neither")
         alignment = self.content_head.alignment
         with outputs_of(self.system.denoiser.blocks[alignment.block - 1]) as features:
-            error = self._errors(latents, noise, field.levels, captions, keyframes)
-        flow = _mean(error, field.weights)
+            error = self._errors(latents, noise, levels, captions, keyframes)
+        flow = _mean(error, weights)
         # Tokens are grouped by noise level inside the transformer; one after the other they are the latents' order.
         told = self.content_head.loss(features[0].flatten(1, 2), batch.content.to(latents.device))
         return {"loss": flow + alignment.weight * told, "flow": flow, "content": told}
@@ -194,10 +196,15 @@ class DenoiserPhase:
     def _errors(
         self, latents: Tensor, noise: Tensor, levels: Tensor, captions: Sequence[str], keyframes: Keyframes | None
     ) -> Tensor:
-        """Mean square error of the flow per latent frame, `(b, f)`; the target is noise - data."""
-        noised = torch.lerp(latents, noise, rearrange(levels, "b f -> b 1 f 1 1"))
-        flow = self.system.denoiser(noised, levels, self.system.read(captions), keyframes)
-        return (flow.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+        """Mean square error of the flow where levels are, `(b, f)` or `(b, f, h, w)`; the target is noise - data."""
+        placed = rearrange(levels, "b f -> b 1 f 1 1") if levels.ndim == 2 else levels[:, None]
+        told = levels
+        if levels.ndim > 2:
+            _, rows, columns = self.system.patch
+            told = rearrange(levels[:, :, ::rows, ::columns], "b f h w -> b (f h w)")
+        flow = self.system.denoiser(torch.lerp(latents, noise, placed), told, self.system.read(captions), keyframes)
+        error = (flow.float() - (noise - latents)).square()
+        return error.mean(dim=(1, 3, 4)) if levels.ndim == 2 else error.mean(dim=1)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -238,26 +245,21 @@ def _mean(error: Tensor, weights: Tensor) -> Tensor:
     return (error * weights).sum() / weights.sum().clamp(min=1)
 
 
-def only_keyframes(mix: FieldMix) -> FieldMix:
-    """The fields of a step whose clips all have keyframe tokens."""
-    return replace(mix, equal=0.0, prefix=0.0, keyframe=1.0, independent=0.0)
+def place_levels(field: Field, patch: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Levels and loss weights, per latent frame, or per latent position `(b, f, h, w)` where a region is known."""
+    if field.region is None:
+        return field.levels, field.weights
+    known = repeat(field.region, "b h w -> b f (h p) (w q)", f=field.levels.shape[1], p=patch[1], q=patch[2])
+    levels = torch.where(known, field.known_levels[:, None, None, None], field.levels[:, :, None, None])
+    return levels, torch.where(known, 0.0, field.weights[:, :, None, None])
 
 
-def no_keyframes(mix: FieldMix) -> FieldMix:
-    """The fields of the other steps, in the same proportions."""
-    rest = 1 - mix.keyframe
-    return replace(
-        mix, equal=mix.equal / rest, prefix=mix.prefix / rest, keyframe=0.0, independent=mix.independent / rest
-    )
-
-
-def take_keyframes(batch: CaptionedLatents, field: Field, end: int, generator: Generator) -> Keyframes:
-    """One keyframe per clip at the field's level: the clip's last frame where the field asks for it, else another."""
+def take_keyframes(batch: CaptionedLatents, field: Field, generator: Generator) -> Keyframes:
+    """The keyframes that the field gives each clip, at its level of what is known."""
     device = generator.device
-    chosen = torch.where(field.keyframes == end, batch.keyframes.shape[2] - 1, 0)
-    rows = torch.arange(len(chosen), device=device)
-    latents = batch.keyframes.to(device, torch.float32)[rows, :, chosen]
-    times = batch.keyframe_times.to(device, torch.float32)[rows, chosen]
+    rows = torch.arange(len(field.keyframes), device=device)[:, None]
+    latents = rearrange(batch.keyframes, "b c k h w -> b k c h w").to(device, torch.float32)[rows, field.keyframes]
+    times = batch.keyframe_times.to(device, torch.float32)[rows, field.keyframes]
     noise = torch.randn(latents.shape, generator=generator, device=device)
-    latents = torch.lerp(latents, noise, rearrange(field.keyframe_levels, "b -> b 1 1 1"))
-    return Keyframes(latents[:, :, None], times[:, None], field.keyframe_levels[:, None])
+    latents = torch.lerp(latents, noise, rearrange(field.known_levels, "b -> b 1 1 1 1"))
+    return Keyframes(rearrange(latents, "b k c h w -> b c k h w"), times, field.known_levels[:, None].expand_as(times))
