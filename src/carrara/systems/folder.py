@@ -38,17 +38,23 @@ INDEX: dict[str, Any] = {
 }
 
 
-def read_folder(folder: Path, dtype: torch.dtype | None = None) -> LatentVideo:
+def read_folder(
+    folder: Path, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False
+) -> LatentVideo:
     """Load every part of a folder in either layout; dtype None is float32 for models made here, else as published.
+
+    staged, offload: keep out of memory what is not in use, see `ModelFolder.parts`.
 
     Raises ValueError that names the first thing that is missing, foreign or damaged, before anything is loaded.
     """
-    return assemble(recognise(folder), dtype)
+    return assemble(recognise(folder), dtype, staged, offload)
 
 
-def assemble(found: ModelFolder, dtype: torch.dtype | None = None) -> LatentVideo:
+def assemble(
+    found: ModelFolder, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False
+) -> LatentVideo:
     """The system that a recognised folder holds."""
-    parts = found.parts(dtype)
+    parts = found.parts(dtype, staged, offload)
     return LatentVideo(
         parts.autoencoder,
         parts.denoiser,

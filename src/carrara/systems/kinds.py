@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # names of types only: the modules that make systems import t
     from carrara.denoisers.dit import DiT
     from carrara.systems.image_tower import ImageTower
     from carrara.systems.latent import Defaults
+    from carrara.systems.offload import StagedTextEncoder
     from carrara.text.encoder import TextEncoder
     from carrara.text.tokenizer import Tokenizer
 
@@ -120,7 +121,7 @@ class Parts:
     autoencoder: VideoAutoencoder
     denoiser: DiT
     low_denoiser: DiT | None
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | StagedTextEncoder
     tokenizer: Tokenizer
     image_tower: ImageTower | None
     defaults: Defaults

@@ -38,6 +38,7 @@ from carrara.diffusion.samplers import SAMPLERS, draw_noise, evaluations, sample
 from carrara.systems.denoising import Given, ImageContext, guided
 from carrara.systems.experts import Experts
 from carrara.systems.image_tower import ImageTower
+from carrara.systems.offload import StagedTextEncoder
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
@@ -141,7 +142,7 @@ class LatentVideo:
         self,
         autoencoder: VideoAutoencoder,
         denoiser: DiT,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | StagedTextEncoder,
         tokenizer: Tokenizer,
         defaults: Defaults | None = None,
         fingerprint: str = "",
@@ -159,15 +160,18 @@ class LatentVideo:
         self.image_tower = image_tower
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> LatentVideo:
+    def load(
+        cls, folder: Path, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False
+    ) -> LatentVideo:
         """Read a model folder in the diffusers layout or in that of the published Wan weights.
 
-        dtype None: float32 for a model made here, the published precision for another (`systems/parts.py`). Raises
-        ValueError that names what is wrong with the folder.
+        dtype None: float32 for a model made here, the published precision for another (`systems/parts.py`);
+        staged: the text encoder is held only while prompts are read; offload: of a transformer only the blocks in use
+        are (`systems/offload.py`). Raises ValueError that names what is wrong with the folder.
         """
         from carrara.systems.folder import read_folder
 
-        return read_folder(Path(folder), dtype)
+        return read_folder(Path(folder), dtype, staged, offload)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write a model folder that Carrara and diffusers' WanPipeline both read."""
@@ -209,6 +213,11 @@ class LatentVideo:
         """Encode prompts for the denoiser; "" is the null caption."""
         ids, mask = self.tokenizer.encode(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
+
+    def release_text(self) -> None:
+        """All prompts of a clip have been read: a text encoder that can be loaded again gives its memory back."""
+        if isinstance(self.text_encoder, StagedTextEncoder):
+            self.text_encoder.release()
 
     def sample(
         self,
@@ -254,6 +263,7 @@ class LatentVideo:
                 Given(held, keyframes, image or ImageContext()),
                 sampling.reuse,
             )
+            self.release_text()
             if known is not None:
                 whole = known.whole(self.patch)
                 denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole)

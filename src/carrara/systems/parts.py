@@ -31,7 +31,7 @@ from carrara.denoisers.dit import DiT
 from carrara.systems.image_tower import ImageTower
 from carrara.systems.kinds import ModelKind, Parts
 from carrara.systems.latent import Defaults, Sampling
-from carrara.text.encoder import TextEncoder
+from carrara.systems.offload import StagedTextEncoder, load_offloaded
 from carrara.text.tokenizer import Tokenizer
 
 PUBLISHED_TYPES = {
@@ -171,13 +171,26 @@ class ModelFolder:
             files
         )
 
-    def parts(self, dtype: torch.dtype | None = None) -> Parts:
-        """Load everything. Raises ValueError, before the first network is filled, for what is missing or foreign."""
+    def load_offloaded(self, part: str, dtype: torch.dtype | None = None) -> DiT:
+        """A transformer whose blocks stay in their files, see `systems/offload.py`."""
+        return load_offloaded(self.networks[part], self.dtype(part, dtype))
+
+    def load_staged(self, dtype: torch.dtype | None = None) -> StagedTextEncoder:
+        """The text encoder, which is loaded when a prompt is to be read."""
+        outline: Any = self.networks["text_encoder"].empty()[0]
+        return StagedTextEncoder(lambda: self.load("text_encoder", dtype), outline.config)
+
+    def parts(self, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False) -> Parts:
+        """Load everything. Raises ValueError, before the first network is filled, for what is missing or foreign.
+
+        staged: the text encoder only while prompts are read; offload: of a transformer the blocks in use only.
+        """
         self.check()
+        load = self.load_offloaded if offload else self.load
         autoencoder: VideoAutoencoder = self.load("vae", dtype)
-        denoiser: DiT = self.load("transformer", dtype)
-        low: DiT | None = self.load("transformer_2", dtype) if "transformer_2" in self.networks else None
-        text_encoder: TextEncoder = self.load("text_encoder", dtype)
+        denoiser: DiT = load("transformer", dtype)
+        low: DiT | None = load("transformer_2", dtype) if "transformer_2" in self.networks else None
+        text_encoder = self.load_staged(dtype) if staged else self.load("text_encoder", dtype)
         tower: ImageTower | None = self.load("image_encoder", dtype) if "image_encoder" in self.networks else None
         tokenizer = Tokenizer.load(self.tokenizer)
         return Parts(
