@@ -150,17 +150,17 @@ def info(args: list[str]) -> int:
             return explain_foreign(options.model, found)
     system = load(options.model).system
     defaults, stride = system.defaults, system.stride
-    parts = {"transformer": system.denoiser, "vae": system.autoencoder, "text encoder": system.text_encoder}
+    parts = {"denoiser": system.denoiser, "autoencoder": system.autoencoder, "text encoder": system.text_encoder}
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     words = system.known_words()
     rows = {
         "model": options.model,
         "folder": folder,
         "weights": f"sha256 {system.fingerprint}",
-        "parameters": ", ".join(f"{name} {count:.1f} M" for name, count in millions.items()),
+        "parameters": ", ".join(f"{name} {count:.1f} M" for name, count in millions.items() if count),
         "clip": f"{defaults.frames} frames of {defaults.width}x{defaults.height} at {defaults.fps:g} fps",
         "sizes": f"multiples of {stride.space * system.patch[2]}x{stride.space * system.patch[1]}, "
-        f"{stride.time}k+1 frames",
+        + (f"{stride.time}k+1 frames" if stride.time > 1 else "any number of frames"),
         "sampling": f"{defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance:g}, "
         f"shift {defaults.shift:g}",
         "prompt": f"at most {defaults.max_prompt_tokens} tokens",
@@ -257,6 +257,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
     from carrara.generation.baseline import baselines
     from carrara.generation.request import Request
     from carrara.generation.run import load
+    from carrara.systems.latent import LatentVideo
     from carrara.systems.latent_scores import LatentContinues, LatentScores
 
     check_folder(options.output)
@@ -278,7 +279,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
         baselines=baselines(model, request) if options.baseline or options.suite == "full" else {},
         codec=(system.autoencoder, system.autoencoder),
         continues=LatentContinues(system, plan.sampling),
-        scores_noise=LatentScores(system),
+        scores_noise=LatentScores(system) if isinstance(system, LatentVideo) else None,
         about={"model": model.name, "weights": system.fingerprint, "sampling": to_dict(plan.sampling)},
     )
     return measure(

@@ -59,6 +59,16 @@ def test_the_command_line_makes_clips_with_it_and_makes_them_again(trained, tmp_
     assert not (tmp_path / "no.mp4").exists()
 
 
+def test_what_looks_into_latents_says_that_there_are_none(trained, tmp_path, capsys):
+    _, model = trained
+    assert run(["info", str(model)]) == 0
+    assert "any number of frames" in capsys.readouterr().out
+    assert run(["explain", PROMPT, "--model", str(model), "-o", str(tmp_path / "out")]) == 2
+    assert "a transformer on latents" in capsys.readouterr().err
+    assert run(["evaluate", str(model), "--only", "preference", "-o", str(tmp_path / "report")]) == 2
+    assert "cannot say how well it undoes noise" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(trained):
     folder, _ = trained
     before = (folder / "base/model/base/model.safetensors").stat().st_mtime_ns

@@ -81,10 +81,13 @@ def explain(args: list[str]) -> int:
     from carrara.generation.explain import explain as look_inside
     from carrara.generation.request import Request, unknown_words
     from carrara.generation.run import load
+    from carrara.systems.latent import LatentVideo
 
     settings = ("negative", "frames", "fps", "steps", "guidance", "sampler", "shift")
     wanted = {name: getattr(options, name) for name in settings} | {"size": size, "model": options.model or "pond"}
     model = load(options.model or "pond")
+    if not isinstance(model.system, LatentVideo):
+        raise ValueError(f"{model.name}: explain shows the attention of a transformer on latents, which this has not")
     plans = []
     for index, prompt in enumerate(options.prompts):
         seed = None if options.seed is None else options.seed + index
