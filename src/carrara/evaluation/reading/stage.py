@@ -34,9 +34,10 @@ RARE = 1e-4  # share above which it is at least possible
 EXPLAINED = 0.5  # share of a clip's pixels that its background must explain to be named
 WALL = 0.05  # of the frame's shorter side squared, above which brick-coloured pixels are a wall (the pond's: 0.09)
 RIM = 2  # pixels of a wall's edge that are blended with what is beside it
-CHANGE = 0.75  # of the still camera's frame-to-frame change, below which another camera is believed
+CHANGE = 1.0  # of the still camera's frame-to-frame change, below which another camera is believed
 SCENERY = 0.8  # of the pixels, those that change least: what actors cannot cover
 FAINT = 0.1  # levels of change that are nothing
+SMOOTH = 1.5  # pixels of blur at a shorter side of 64, against noise, which every movement that is taken back blurs
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def change(canvas: NDArray[np.uint8], valid: NDArray[np.bool_]) -> float:
     """How much the scenery moves away from where it was at the start: the mean difference in 0-255 of the pixels that
     change least, whatever actors do in the others."""
     step = max(1, len(canvas) // 4)
-    early, late = canvas[:-step:step].astype(np.float32), canvas[step::step].astype(np.float32)
+    picture = ndimage.gaussian_filter(canvas.astype(np.float32), (0, SMOOTH, SMOOTH, 0))
+    early, late = picture[:-step:step], picture[step::step]
     both = valid[:-step:step] & valid[step::step]
     if not both.any(axis=(1, 2)).all():
         return math.inf
