@@ -62,8 +62,9 @@ class Result:
     def text(self) -> str:
         """What was asked and what was read, wrong things first."""
         wrong = ", ".join(name for name, right in self.verdicts.items() if not right and name != "all")
-        seen = "; ".join(f"{a.size} {a.colour} {a.kind} {a.motion}" for a in self.reading.actors) or "nobody"
-        return f"“{self.prompt.text}” — wrong: {wrong}. Read: {self.reading.count} on {self.reading.background}: {seen}"
+        read = [" ".join(part or "?" for part in (a.size, a.colour, a.kind, a.motion)) for a in self.reading.actors]
+        where = f"{self.reading.count or 0} on {self.reading.background or '?'}"
+        return f"“{self.prompt.text}” — wrong: {wrong}. Read, ? where unclear: {where}: {'; '.join(read) or 'nobody'}"
 
 
 def judge(prompts: Sequence[Prompt], source: Source, show: Callable[[int, int], None]) -> list[Result]:
