@@ -19,7 +19,13 @@ def _vdm(folder: Path) -> System:
     return VDM.load(folder)
 
 
-READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm}
+def _make_a_video(folder: Path) -> System:
+    from carrara.systems.make_a_video import MakeAVideo
+
+    return MakeAVideo.load(folder)
+
+
+READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm, "CarraraMakeAVideo": _make_a_video}
 """By class name; every other folder is for `LatentVideo`, which says what it cannot run."""
 
 
