@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from carrara.recipes.make_a_video import MakeAVideoRecipe, make_a_video, make_a_video_tiny
 from carrara.recipes.motion_features import MotionRecipe, motion_features
 from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
@@ -14,7 +15,8 @@ from carrara.recipes.pond_decoder import DecoderRecipe, pond_decoder
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 from carrara.recipes.vdm import VDMRecipe, vdm, vdm_tiny
 
-RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe | VDMRecipe]] = {
+Recipe = PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe | VDMRecipe | MakeAVideoRecipe
+RECIPES: dict[str, Callable[[], Recipe]] = {
     "pond": pond,
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
@@ -25,4 +27,6 @@ RECIPES: dict[str, Callable[[], PondRecipe | DecoderRecipe | DistillRecipe | Mot
     "phyworld-tiny": phyworld_tiny,
     "vdm": vdm,
     "vdm-tiny": vdm_tiny,
+    "make-a-video": make_a_video,
+    "make-a-video-tiny": make_a_video_tiny,
 }

@@ -1,0 +1,276 @@
+"""Make-A-Video on the pond: words from captioned images, motion from clips without captions, in seven phases.
+
+    carrara train make-a-video -o runs/make-a-video
+    carrara generate "a red ball on the grass" --model runs/make-a-video/space/model
+
+    contrastive    text and image encoders                    captioned images
+    prior          from text to an image's embedding          captioned images
+    image          the decoder as an image model              images
+    decoder        with layers along time, told the rate      clips without captions, from high rates to low ones
+    interpolation  with masked frames beside the noise        clips without captions, from high rates to low ones
+    space_time     twice the sides, along time                clips without captions
+    space          twice the sides, frame by frame            images
+
+Every phase leaves a model folder that runs, `PHASE/model`; the next one begins with it. From `image` on each is a model
+that makes what its stages can: images, then short clips, then clips of any length, then larger ones.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from carrara.core.config import to_dict, write_json
+from carrara.core.types import VideoShape
+from carrara.data.pond.sampling import Mix
+from carrara.denoisers.prior import Prior, PriorConfig
+from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
+from carrara.denoisers.unet_inflation import inflate
+from carrara.recipes.pond import chosen_device
+from carrara.recipes.pond_clips import CLIP_SCENES, CLIP_VALIDATION_SCENES, pond_clips
+from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
+from carrara.recipes.pond_unlabelled import Rates, pond_unlabelled
+from carrara.systems.cascade import Augmentation
+from carrara.systems.image_prior import ContrastivePhase, PriorPhase
+from carrara.systems.latent import Defaults, Sampling
+from carrara.systems.make_a_video import FASTEST, STAGES, MakeAVideo, MakeAVideoSettings
+from carrara.systems.unlabelled_phase import UnlabelledPhase
+from carrara.text.contrastive import Contrastive, ContrastiveConfig
+from carrara.text.encoder import TextEncoder, TextEncoderConfig
+from carrara.training.config import TrainConfig
+from carrara.training.loop import train
+from carrara.training.metrics import read_metrics
+
+PHASES = ("contrastive", "prior", "image", *STAGES)
+IMAGES_APART = 2**36  # captioned images are of other scenes than images and clips without captions
+ARRANGED = ("temporal", "scalars", "given_channels", "vector_dim", "text")  # of a network: the system's choice
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """How long a phase trains, on batches of how many images or clips; validation: those of the fixed batch."""
+
+    train: TrainConfig
+    batch: int = 16
+    validation: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class MakeAVideoRecipe:
+    """Everything that decides a Make-A-Video. device: "cpu", "cuda", or "auto".
+
+    network, space_time_network, space_network: sizes of the U-Nets (of the decoder and the interpolation alike); what
+    they are told, and their layers along time, are the system's. side: of the decoder's frames; seconds: of a scene,
+    of which clips are pieces; until: the last phase to train.
+    """
+
+    contrastive: PhasePlan
+    prior: PhasePlan
+    image: PhasePlan
+    decoder: PhasePlan
+    interpolation: PhasePlan
+    space_time: PhasePlan
+    space: PhasePlan
+    network: UNetConfig
+    space_time_network: UNetConfig
+    space_network: UNetConfig
+    settings: MakeAVideoSettings = field(default_factory=MakeAVideoSettings)
+    encoder: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    embedder: PriorConfig = field(default_factory=PriorConfig)
+    rates: Rates = field(default_factory=Rates)
+    side: int = 32
+    seconds: float = 4.0
+    until: str = "space"
+    sampling: Sampling = field(
+        default_factory=lambda: Sampling(steps=64, guidance=2.0, sampler="ancestral", shift=1.0, grid="cosine")
+    )
+    mix: Mix = field(default_factory=lambda: Mix(two=0.12, relation=0.5, wall=0.03, camera=0.06))
+    captioning: Captioning = field(default_factory=Captioning)
+    text_width: int = 128
+    text_layers: int = 2
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.until not in PHASES:
+            raise ValueError(f"until={self.until!r}: expected one of {', '.join(PHASES)}")
+        if self.rates.high > FASTEST:
+            raise ValueError(f"rates.high={self.rates.high:g}: networks are told at most {FASTEST:g} frames per second")
+        if self.embedder.embedding != self.encoder.embedding:
+            raise ValueError(
+                f"embedder.embedding={self.embedder.embedding}, encoder.embedding={self.encoder.embedding}: "
+                "must be equal"
+            )
+        if self.side < 16:
+            raise ValueError(f"side={self.side}: the pond is rendered at 16 pixels a side at least")
+        for name in STAGES:
+            step, side = self._config(name).side_step, self._side(name)
+            if side % step:
+                raise ValueError(f"{name} makes frames of {side}x{side}: its network takes multiples of {step}")
+
+    def run(self, folder: Path) -> Path:
+        """Train phase after phase below `folder` and return the last model's folder."""
+        device = torch.device(chosen_device(self.device))
+        system, made = self.fresh(), folder
+        for name in PHASES[: PHASES.index(self.until) + 1]:
+            made = folder / name / "model"
+            if not (made / "model_index.json").is_file():
+                made = self._train(folder / name, name, self.grown(system, name), device)
+            system = MakeAVideo.load(made)
+        return made
+
+    def fresh(self) -> MakeAVideo:
+        """A system that knows nothing yet, whose decoder makes single images."""
+        tokenizer = train_pond_tokenizer()
+        torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
+        width = self.text_width
+        text = TextEncoder(
+            TextEncoderConfig(
+                tokenizer.vocab_size, width, d_ff=2 * width, num_layers=self.text_layers, num_heads=max(1, width // 64)
+            )
+        )
+        contrastive = Contrastive(replace(self.encoder, text_dim=width))
+        prior = Prior(replace(self.embedder, text_dim=width))
+        image = UNet3D(replace(self._config("decoder"), temporal=NO_TIME, scalars=()))
+        for part in (contrastive, prior, image):
+            part.init_weights(self.seed)
+        others = {"contrastive": contrastive, "prior": prior}
+        defaults = Defaults(1, self.side, self.side, self.settings.fps, self.sampling)
+        return MakeAVideo({"decoder": image}, text, tokenizer, defaults, self.settings, others=others)
+
+    def grown(self, system: MakeAVideo, phase: str) -> MakeAVideo:
+        """The system with the network that a phase trains, and what it will make unasked."""
+        if phase not in STAGES:
+            return system
+        config, networks, settings = self._config(phase), dict(system.networks), self.settings
+        if phase in ("decoder", "interpolation"):
+            networks[phase] = inflate(networks["decoder"], config)
+        else:
+            networks[phase] = UNet3D(config)
+            networks[phase].init_weights(self.seed + STAGES.index(phase))
+        filled = phase != "decoder"
+        frames = settings.skip * (settings.frames - 1) + 1 if filled else settings.frames
+        fps = settings.fps * settings.skip if filled else settings.fps
+        defaults = Defaults(frames, self._side(phase), self._side(phase), fps, self.sampling)
+        return MakeAVideo(networks, system.text_encoder, system.tokenizer, defaults, settings, others=system.others)
+
+    def phase(
+        self, name: str, system: MakeAVideo, device: torch.device
+    ) -> ContrastivePhase | PriorPhase | UnlabelledPhase:
+        """One phase on its own kind of data."""
+        plan: PhasePlan = getattr(self, name)
+        for module in (*system.networks.values(), *system.others.values(), system.text_encoder):
+            module.to(device)
+        if name in ("contrastive", "prior"):
+            about = (VideoShape(1, self.side, self.side), 8.0)
+            span = round(8 * self.seconds) + 1
+            learn, check = (
+                pond_clips(*about, batch, 0, self.mix, self.captioning, seed, device, span, first)
+                for batch, seed, first in (
+                    (plan.batch, self.seed, CLIP_SCENES + IMAGES_APART),
+                    (plan.validation, 0, CLIP_VALIDATION_SCENES + IMAGES_APART),
+                )
+            )
+            return (ContrastivePhase if name == "contrastive" else PriorPhase)(system, learn, check(0))
+        stage = "decoder" if name == "image" else name
+        frames = 1 if name in ("image", "space") else self.settings.frames
+        shape = VideoShape(frames, self._side(stage), self._side(stage))
+        rate = self.settings.fps * (1 if stage == "decoder" else self.settings.skip)
+        clips = pond_unlabelled(shape, self.rates, self.seconds, plan.batch, self.mix, self.seed, device)
+        fixed = pond_unlabelled(
+            shape, Rates(rate, rate, 0), self.seconds, plan.validation, self.mix, 0, device, CLIP_VALIDATION_SCENES
+        )
+        return UnlabelledPhase(system, stage, clips, fixed(0), self.sampling)
+
+    def _side(self, stage: str) -> int:
+        return self.side * self.settings.space ** max(0, STAGES.index(stage) - 1)
+
+    def _config(self, stage: str) -> UNetConfig:
+        """A network's sizes with what the system wants of it."""
+        if stage in ("decoder", "interpolation"):
+            given, vector, scalars, sizes = 0, self.encoder.embedding, ("fps",), self.network
+            if stage == "interpolation":
+                given = 4  # masked pixels and the mask
+        else:
+            given, vector, scalars = 3, 0, (Augmentation.NAME,)
+            sizes = self.space_time_network if stage == "space_time" else self.space_network
+        time = NO_TIME if stage == "space" else MAKE_A_VIDEO_TIME
+        return replace(sizes, temporal=time, text="none", given_channels=given, vector_dim=vector, scalars=scalars)
+
+    def _train(self, folder: Path, name: str, system: MakeAVideo, device: torch.device) -> Path:
+        """Train one phase; `compute.json` says with how many operations, where they are counted."""
+        plan: PhasePlan = getattr(self, name)
+        phase = self.phase(name, system, device)
+        made = train(phase, plan.train, folder, self._kept(name))
+        if isinstance(phase, UnlabelledPhase):
+            each = phase.step_flops()
+            steps = max(line["step"] for line in read_metrics(folder / "metrics.jsonl"))
+            compute = {"stage": name, "step_flops": each, "steps": steps, "flops": steps * each}
+            write_json(folder / "compute.json", compute)
+            print(json.dumps(compute))
+        return made
+
+    def _kept(self, name: str) -> dict[str, object]:
+        """What a resumed run of a phase must have in common with the one before."""
+        whole = to_dict(self)
+        for key in ("device", "until", *(phase for phase in PHASES if phase != name)):
+            whole.pop(key)
+        whole[name].pop("train")  # the loop keeps its own, and knows which of them may change
+        return whole
+
+
+def make_a_video() -> MakeAVideoRecipe:
+    """Make-A-Video: 31 frames of 128 x 128 from 16 of 32 x 32, in about two hours on two CPU cores."""
+    config = TrainConfig(
+        minutes=20,
+        warmup=100,
+        optimizer="muon",
+        learning_rate=1e-3,
+        matrix_learning_rate=1e-3,
+        prefetch=False,
+        validate_every=500,
+        picture_every=500,
+    )
+    text = replace(config, optimizer="adamw", minutes=10)
+    return MakeAVideoRecipe(
+        contrastive=PhasePlan(text, 128, 128),
+        prior=PhasePlan(text, 128, 128),
+        image=PhasePlan(replace(config, minutes=30), 32),
+        decoder=PhasePlan(replace(config, minutes=30), 4, 16),
+        interpolation=PhasePlan(config, 4, 16),
+        space_time=PhasePlan(replace(config, minutes=15), 2, 8),
+        space=PhasePlan(replace(config, minutes=10), 4, 8),
+        network=UNetConfig(blocks=1),
+        space_time_network=UNetConfig(dim=16, blocks=1, attention=(2,)),
+        space_network=UNetConfig(dim=16, blocks=1, attention=()),
+    )
+
+
+def make_a_video_tiny() -> MakeAVideoRecipe:
+    """All phases of a Make-A-Video in seconds, to see that training works on a machine; what it makes is noise."""
+    plan = PhasePlan(
+        TrainConfig(steps=3, warmup=1, precision="float32", log_every=1, validate_every=3, picture_every=3), 2, 2
+    )
+    network = UNetConfig(dim=8, multipliers=(1, 2), blocks=1, attention=(1,), head_dim=8)
+    return MakeAVideoRecipe(
+        *(plan,) * 7,
+        network=network,
+        space_time_network=network,
+        space_network=replace(network, attention=()),
+        settings=MakeAVideoSettings(frames=4, overlap=2, prior_steps=2, fine_steps=2),
+        encoder=ContrastiveConfig(side=8, dim=8, levels=2, embedding=16),
+        embedder=PriorConfig(embedding=16, dim=16, blocks=1),
+        rates=Rates(curriculum=2),
+        side=16,
+        sampling=Sampling(steps=2, guidance=2.0, sampler="ancestral", shift=1.0, grid="cosine"),
+        text_width=32,
+        text_layers=1,
+    )
