@@ -1,19 +1,60 @@
-"""How much memory a clip will need, how much there is, and what would fit. Asked before the first step."""
+"""How much memory a clip will need, how much there is, and what would fit. Asked before the first step.
+
+Not standard: beside the tensors that are alive at the worst moment, the estimate counts what the C library holds back
+of those that are freed (measured: `benchmarks/memory.py`), and tells weights that are allocated from weights that are
+pages of a mapped file, which the system takes back where memory is short.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from carrara.core.types import VideoShape
+from torch import Tensor, nn
+
+from carrara.core.types import LatentShape, VideoShape
+from carrara.systems.denoising import TOGETHER
 from carrara.systems.latent import LatentVideo, chunk_frames
+from carrara.systems.offload import OffloadedBlocks, StagedTextEncoder
 from carrara.systems.pixel_system import PixelSystem
 
-_SHORT = 1024  # up to so many keys the attention's scores are held as a whole
-_FLOAT = 4  # bytes; activations may be narrower, the estimate is on the safe side
+_FLOAT = 4  # bytes
+_PIECE = 1 << 19  # scores that attention makes at a time, as `nn/attention.py` has it
 _SHARE = 0.9  # of the free memory that may be planned with
-_BASE = 192 << 20  # buffers of the libraries and of the threads
+_BASE = 60 << 20  # kernels and buffers of the libraries and of the threads, and pieces too small to be given back
+_HELD_BACK = 1.245  # what decoding holds of the system's memory, over what is alive in it
+_HELD_BACK_DENOISING = 2.3  # the same of denoising, whose tensors are smaller and change their sizes more often
+_NATIVE = 20480  # a float32 convolution of at most b c t h so large runs in a kernel that unfolds its input
+_ENCODER = 90  # bytes a pixel: the frames that H.264 looks ahead at
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a clip takes, by what takes them. Stages come one after the other, so the largest counts.
+
+    allocated, mapped: weights in memory of their own, and weights that are pages of mapped files; base: of libraries;
+    text, denoising, decoding: of each stage, with what only it holds; frames: what is collected of the clip itself.
+    """
+
+    allocated: int
+    mapped: int
+    base: int
+    text: int
+    denoising: int
+    decoding: int
+    frames: int
+
+    @property
+    def beside_weights(self) -> int:
+        return self.base + self.frames + max(self.text, self.denoising, self.decoding)
+
+    @property
+    def peak(self) -> int:
+        """Above the interpreter with its modules: what the system says a process holds at most, if memory is ample."""
+        return self.allocated + self.mapped + self.beside_weights
 
 
 def available_memory() -> int:
@@ -22,12 +63,47 @@ def available_memory() -> int:
     return min(limits) if limits else 1 << 62
 
 
+def plan_memory(system: LatentVideo, shape: VideoShape) -> MemoryPlan:
+    """What one clip of this shape will take with the system as it is loaded. Nothing is computed."""
+    networks = (system.denoiser, system.low_denoiser, system.autoencoder, system.text_encoder, system.image_tower)
+    return _plan(system, shape, held_weights(network for network in networks if network is not None))
+
+
 def peak_memory(system: LatentVideo | PixelSystem, shape: VideoShape) -> int:
-    """Bytes that one clip of this shape takes at its worst moment, beside the weights. An upper estimate."""
+    """Bytes that one clip of this shape takes at its worst moment, beside the weights."""
     if isinstance(system, PixelSystem):
         return system.peak_memory(shape)
+    return _plan(system, shape, (0, 0)).beside_weights
+
+
+def _plan(system: LatentVideo, shape: VideoShape, weights: tuple[int, int]) -> MemoryPlan:
     frames = shape.frames * shape.height * shape.width * 3
-    return _BASE + frames + max(_denoising(system, shape), _decoding(system, shape))
+    stages = (_reading(system), _denoising(system, shape), _decoding(system, shape))
+    return MemoryPlan(*weights, _BASE, *stages, frames)
+
+
+def held_weights(networks: Iterable[nn.Module]) -> tuple[int, int]:
+    """Bytes of weights that are allocated, and of those that are a mapped file's (on Linux; elsewhere none count)."""
+    tensors = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+    files = _mapped_files()
+    starts = [start for start, _ in files]
+
+    def is_mapped(value: Tensor) -> bool:
+        at = bisect_right(starts, value.data_ptr()) - 1
+        return at >= 0 and value.data_ptr() < files[at][1]
+
+    mapped = sum(value.nbytes for value in tensors if value.device.type == "cpu" and is_mapped(value))
+    return sum(value.nbytes for value in tensors if value.device.type != "meta") - mapped, mapped
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """The addresses at which files are mapped, in order."""
+    try:
+        lines = [line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    ranges = (line[0].split("-") for line in lines if line[4] != "0")
+    return sorted((int(start, 16), int(stop, 16)) for start, stop in ranges)
 
 
 def check_memory(system: LatentVideo, shape: VideoShape, available: int | None = None) -> None:
@@ -67,45 +143,113 @@ def largest_that_fits(system: LatentVideo, shape: VideoShape, available: int) ->
 def _largest(
     make: Callable[[int], VideoShape], low: int, high: int, system: LatentVideo, budget: float
 ) -> VideoShape | None:
-    best = None
+    best, most = None, high
     while low <= high:
         middle = (low + high) // 2
         if peak_memory(system, make(middle)) <= budget:
-            best, low = make(middle), middle + 1
+            best, low = middle, middle + 1
         else:
             high = middle - 1
-    return best
+    # A larger clip may need a little less, where its convolutions run in a leaner kernel.
+    while best is not None and best < most and peak_memory(system, make(best + 1)) <= budget:
+        best += 1
+    return None if best is None else make(best)
+
+
+def _reading(system: LatentVideo) -> int:
+    """The weights of a text encoder that is there only while it reads, and a layer over the longest prompt."""
+    encoder = system.text_encoder
+    config, tokens = encoder.config, system.defaults.max_prompt_tokens
+    layer = _FLOAT * tokens * (8 * config.d_model + 3 * config.d_ff + 3 * config.num_heads * tokens)
+    if not isinstance(encoder, StagedTextEncoder):
+        return layer
+    return layer + encoder.count() * _compute_bytes(system)
 
 
 def _denoising(system: LatentVideo, shape: VideoShape) -> int:
-    """One block of the transformer, its attention, and the sampler's copies of the latents."""
-    config = system.denoiser.config
+    """One block of the transformer with its feed-forward's two widest tensors, or the attention's; pieces of scores;
+    what all blocks read of the prompts; the sampler's copies of the latents."""
+    config, size = system.denoiser.config, _compute_bytes(system)
     latent = shape.latent(system.stride)
     frames, rows, columns = latent.tokens(system.patch)
     tokens, text = frames * rows * columns, system.defaults.max_prompt_tokens + 1
-    positions = latent.frames * latent.height * latent.width
-    activations = tokens * max(12 * config.dim, 4 * config.dim + 3 * config.ffn_dim)
-    keys = max([count for count in (tokens, text) if count <= _SHORT], default=0)
-    scores = 3 * config.heads * tokens * keys
-    text_keys = 2 * 2 * config.layers * text * config.dim  # keys and values, of the prompt and of the negative one
-    return _FLOAT * (activations + scores + text_keys + 12 * system.latent_channels * positions)
+    together = tokens <= TOGETHER
+    tokens *= 2 if together else 1
+    feeding = (_FLOAT + size) * config.dim + 2 * size * config.ffn_dim
+    attending = (_FLOAT + 6 * size + 2 * _FLOAT) * config.dim
+    scores = 3 * min(config.heads * tokens * max(tokens, text), _PIECE)
+    text_keys = (4 if together else 2) * 2 * config.layers * text * config.dim * size
+    copies = 12 * system.latent_channels * latent.frames * latent.height * latent.width
+    alive = tokens * max(feeding, attending) + _FLOAT * (scores + copies)
+    return int(_HELD_BACK_DENOISING * alive) + text_keys + _offloaded(system)
+
+
+def _offloaded(system: LatentVideo) -> int:
+    """Of offloaded blocks: the one that computes, the next, and the pages that it comes from, at most float32."""
+    blocks = system.denoiser.blocks
+    if not isinstance(blocks, OffloadedBlocks):
+        return 0
+    config = system.denoiser.config
+    parameters = (8 * config.dim + 2 * config.ffn_dim) * config.dim
+    return parameters * (2 * _compute_bytes(system) + _FLOAT)
+
+
+def _compute_bytes(system: LatentVideo) -> int:
+    return system.denoiser.head.weight.dtype.itemsize
 
 
 def _decoding(system: LatentVideo, shape: VideoShape) -> int:
-    """The widest layer of the decoder over one chunk, and what every layer keeps of the past."""
-    config = system.autoencoder.config
+    """The decoder over its first chunk or a later one, what its layers keep of the past, and the frames it makes."""
+    size = next(system.autoencoder.parameters()).dtype.itemsize
     latent = shape.latent(system.stride)
-    dims, temporal = config.decoder_dims, config.temporal_upsample
-    area = latent.height * latent.width
-    frames = min(latent.frames, chunk_frames(latent.height, latent.width))
-    widest, kept = 0, 4 * 2 * dims[0] * area + area * area
-    for level, width in enumerate(dims[1:]):
-        kept += (2 * (config.num_res_blocks + 1) + 1) * 2 * width * area
-        widest = max(widest, width * frames * area)
-        if level < len(temporal):
-            frames, area = frames * (2 if temporal[level] else 1), area * 4
-            widest = max(widest, width * frames * area)  # widened in space before the channels are halved
-    return _FLOAT * (10 * widest + kept)
+    most = chunk_frames(latent.height, latent.width)
+    first, later = min(latent.frames, most), min(latent.frames - most, most)
+    kept = size * _kept(system, latent.height * latent.width)
+    alive = _chunk(system, size, latent, first, True) + kept
+    if later > 0:
+        alive = max(alive, _chunk(system, size, latent, later, False) + 2 * kept)  # what was left, and what is being
+    return int(_HELD_BACK * alive) + _ENCODER * shape.height * shape.width
+
+
+def _kept(system: LatentVideo, area: int) -> int:
+    """Values that all layers with a memory leave for the next chunk: two frames each of what they read."""
+    config = system.autoencoder.config
+    values = (config.latent_channels + 4 * config.decoder_dims[0]) * area
+    for level, (enter, width) in enumerate(_levels(system)):
+        values += (enter + (2 * config.num_res_blocks + 1) * width) * area
+        if level < len(config.temporal_upsample):
+            values += width * area if config.temporal_upsample[level] else 0
+            area *= 4
+    return 2 * (values + config.decoder_dims[-1] * area)
+
+
+def _chunk(system: LatentVideo, size: int, latent: LatentShape, frames: int, first: bool) -> int:
+    """Bytes at the worst convolution over so many latent frames, and of the frames that they become.
+
+    In a block's second convolution six tensors are alive: what the block was given, what goes in, the same normed,
+    with the past before it, the same in the kernel's layout (or unfolded), and what comes out.
+    """
+    config = system.autoencoder.config
+    area, rows, worst = latent.height * latent.width, latent.height, 0
+    for level, (enter, width) in enumerate(_levels(system)):
+        joined = frames + 2
+        native = size == _FLOAT and width * joined * rows <= _NATIVE
+        second = 27 * frames if native else joined
+        entering = enter * (2 * frames + joined + second) + width * frames
+        inside = width * (4 * frames + joined + second)
+        worst = max(worst, area * max(entering, inside))
+        if level < len(config.temporal_upsample):
+            if config.temporal_upsample[level]:
+                frames = 2 * frames - 1 if first else 2 * frames
+            area, rows = area * 4, rows * 2
+    return size * worst + 4 * _FLOAT * 3 * frames * area * config.patch**2
+
+
+def _levels(system: LatentVideo) -> list[tuple[int, int]]:
+    """Channels that enter each level of the decoder, and those of its blocks."""
+    config = system.autoencoder.config
+    pairs = enumerate(zip(config.decoder_dims, config.decoder_dims[1:]))
+    return [(narrow if config.residual or level == 0 else narrow // 2, width) for level, (narrow, width) in pairs]
 
 
 def _machine() -> int | None:

@@ -175,6 +175,11 @@ class StagedTextEncoder(nn.Module):
         """As `TextEncoder.save`."""
         (self.loaded or self._load()).save(folder, dtype)
 
+    def count(self) -> int:
+        """How many parameters it has while it is there."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in TextEncoder(self.config).parameters())
+
     def release(self) -> None:
         """Give its memory back until the next prompt."""
         self.loaded = None

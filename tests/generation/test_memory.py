@@ -1,0 +1,94 @@
+"""The estimate of memory beside what a process takes, and what it tells apart. More sizes: benchmarks/memory.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from tests.conftest import random_system
+
+from carrara.core.types import VideoShape
+from carrara.generation import memory
+from carrara.generation.memory import held_weights, plan_memory
+from carrara.nn.attention import PIECE
+from carrara.systems.offload import offload
+
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+import av
+from transformers.models.umt5 import modeling_umt5
+from carrara.generation.memory import plan_memory
+from carrara.generation.request import Request
+from carrara.generation.run import load
+
+torch.set_num_threads(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load(sys.argv[1])
+plan = model.plan(Request("a red ball", seed=1, frames=9, size=(320, 256), steps=1))
+said = plan_memory(model.system, plan.shape).peak
+model.write(plan, Path(sys.argv[2]), progress=False)
+print(said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_the_estimate_is_near_what_the_process_takes(small_folder, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, str(small_folder), str(tmp_path / "clip.mp4")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    said, taken = (int(word) for word in done.stdout.split())
+    print(f"estimated {said / 2**20:.0f} MiB, taken {taken / 2**20:.0f} MiB, {said / taken:.2f}")
+    assert 0.75 * taken < said < 1.5 * taken
+
+
+def test_pages_of_a_file_are_told_from_weights_in_memory(tmp_path):
+    system = random_system()
+    size = sum(value.nbytes for value in system.denoiser.parameters())
+    assert held_weights([system.denoiser]) == (size, 0)
+    large = torch.nn.Linear(512, 512, bias=False).requires_grad_(False)
+    path = tmp_path / "weight"
+    path.write_bytes(large.weight.numpy().tobytes())
+    mapped = torch.from_file(str(path), size=512 * 512).view(512, 512)
+    large.weight = torch.nn.Parameter(mapped, requires_grad=False)
+    assert held_weights([large, system.denoiser]) == (size, 4 * 512 * 512)
+
+
+def test_a_plan_is_the_weights_and_the_worst_stage(small_system):
+    plan = plan_memory(small_system, VideoShape(9, 64, 64))
+    stages = (plan.text, plan.denoising, plan.decoding)
+    assert min(stages) > 0
+    assert plan.peak == plan.allocated + plan.mapped + plan.base + plan.frames + max(stages)
+    assert plan.beside_weights == memory.peak_memory(small_system, VideoShape(9, 64, 64))
+
+
+def test_a_longer_clip_costs_decoding_nothing_more(small_system):
+    """Beyond the first chunks: the decoder streams."""
+    plans = [plan_memory(small_system, VideoShape(frames, 512, 512)) for frames in (49, 97, 193)]
+    assert len({plan.decoding for plan in plans}) == 1
+    assert plans[0].denoising < plans[1].denoising < plans[2].denoising
+
+
+def test_offloading_moves_weights_from_what_is_held_to_a_few_blocks():
+    system = random_system()
+    before = plan_memory(system, VideoShape(5, 64, 64))
+    offload(system.denoiser, "cpu")
+    after = plan_memory(system, VideoShape(5, 64, 64))
+    assert after.allocated < before.allocated
+    assert after.denoising > before.denoising
+
+
+def test_attention_works_in_the_pieces_that_are_planned_with():
+    assert memory._PIECE == PIECE
+
+
+@pytest.mark.parametrize("frames", [5, 9, 33])
+def test_every_stage_grows_with_the_picture(small_system, frames):
+    plans = [plan_memory(small_system, VideoShape(frames, side, side)) for side in (64, 128, 256)]
+    for small, large in pairwise(plans):
+        assert small.denoising < large.denoising
+        assert small.frames < large.frames
