@@ -7,19 +7,24 @@ import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.conftest import random_system
 from tests.systems.foreign import write_diffusers, write_original
 
 from carrara.core.types import TextStates, VideoShape
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.denoisers.dit_weights import DIFFUSERS
 from carrara.denoisers.first_block import FirstBlock
+from carrara.generation.command import generate
+from carrara.generation.loading import check_room
 from carrara.systems.folder import recognise
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.offload import OffloadedBlocks, StagedTextEncoder, offload
+from carrara.systems.parts import ModelFolder
 
 SHAPE = VideoShape(5, 32, 32)
 SAMPLING = Sampling(steps=2, guidance=3.0)
@@ -176,3 +181,29 @@ def test_memory_is_that_of_a_few_blocks(tmp_path):
     peak = int(done.stdout)
     print(f"24 blocks of {block / 1e6:.1f} MB: peak {peak / 1e6:.1f} MB, outside of blocks {rest / 1e6:.1f}")
     assert peak < rest + 7 * block < 24 * block / 2
+
+
+def test_the_command_makes_the_same_clip_offloaded(small_folder, tmp_path):
+    files = [tmp_path / name for name in ("whole.mp4", "lean.mp4")]
+    for file, more in zip(files, ([], ["--offload"])):
+        asked = ["a red ball", "--model", str(small_folder), "--seed", "1", "-o", str(file), *more]
+        assert generate(asked) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_does_not_fit_whole_is_told_to_offload(tmp_path):
+    found = recognise_large(tmp_path)
+    whole = found.converted(torch.bfloat16)
+    with pytest.raises(ValueError, match="with --offload it runs"):
+        check_room(tmp_path, torch.bfloat16, available=whole)
+    check_room(tmp_path, torch.bfloat16, available=whole, offload=True)
+    with pytest.raises(ValueError, match="free some, or run a smaller model"):
+        check_room(tmp_path, torch.bfloat16, available=1000, offload=True)
+
+
+def recognise_large(folder: Path) -> ModelFolder:
+    """A model whose transformer is deep and is most of it."""
+    system = random_system()
+    system.denoiser = DiT(DiTConfig(4, 32, 16, 512, 8, 8, text_dim=32, frequencies=16))
+    system.save(folder, torch.float32)
+    return recognise(folder)

@@ -87,6 +87,8 @@ class Generate:
     """How far the noise levels are shifted towards noise."""
     model: Text = None
     """Bundled model or model folder; default pond."""
+    offload: bool = False
+    """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
     sheet: bool = False
     """Also write the frames side by side, as a .png beside the clip."""
     overwrite: bool = False
@@ -125,7 +127,7 @@ def _make(options: Generate) -> int:
 
     settings = ("negative", "fps", "steps", "guidance", "sampler", "shift", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
-    model = load(options.model or "pond")
+    model = load(options.model or "pond", options.offload)
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -157,7 +159,7 @@ def names_of(prompts: Sequence[str], conditions: Conditions) -> list[str]:
 
 
 def _remake(options: Generate) -> int:
-    allowed = {"source", "output", "model", "sheet", "overwrite"}
+    allowed = {"source", "output", "model", "offload", "sheet", "overwrite"}
     given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) != f.default]
     if given:
         shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
@@ -178,7 +180,7 @@ def _remake(options: Generate) -> int:
     output = options.output or f"out{os.sep}"
     (path,) = output_paths(names_of([manifest.prompt], manifest.asked()), output, suffix)
     check_outputs(path, options)
-    model = load(options.model or manifest.model)
+    model = load(options.model or manifest.model, options.offload)
     model.check_fingerprint(manifest, source)
     plan = replace(model.plan(Request.from_manifest(manifest)), model=manifest.model)
     torch.set_num_threads(manifest.software.threads)

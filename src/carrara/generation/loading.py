@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from carrara.core.config import nearest, read_json
 from carrara.generation.memory import available_memory
 from carrara.systems.folder import recognise
 from carrara.systems.hub import fetch, is_hub_name
+from carrara.systems.parts import ModelFolder
 from carrara.systems.registry import READERS
 
 _BUNDLED = Path(__file__).parent.parent / "models"
@@ -38,17 +40,38 @@ def find_model(model: str | Path) -> Path:
     )
 
 
-def check_room(folder: Path, dtype: torch.dtype | None = None, available: int | None = None) -> None:
-    """Refuse a model whose weights would not fit into memory, before any is read. What stays mapped takes no room."""
+def check_room(
+    folder: Path, dtype: torch.dtype | None = None, available: int | None = None, offload: bool = False
+) -> None:
+    """Refuse a model whose weights would not fit into memory, before any is read. What stays mapped takes no room.
+
+    offload: of the transformers three blocks count.
+    """
     if not is_latent(folder):
         return
-    need = recognise(folder).converted(dtype)
+    found = recognise(folder)
+    need = _room(found, dtype, offload)
     free = available_memory() if available is None else available
     if need > _SHARE * free:
+        advice = "free some, or run a smaller model"
+        if not offload and _room(found, dtype, True) <= _SHARE * free:
+            advice = "with --offload it runs, its blocks one at a time"
         raise ValueError(
             f"{folder}: its weights take {need / 2**30:.1f} GiB of memory in the precision that they run in, "
-            f"{free / 2**30:.1f} GiB are free; free some, or run a smaller model"
+            f"{free / 2**30:.1f} GiB are free; {advice}"
         )
+
+
+def _room(found: ModelFolder, dtype: torch.dtype | None, offload: bool) -> int:
+    """Bytes of weights beside mapped files at the worst moment."""
+    taken = {part: network.converted(found.dtype(part, dtype)) for part, network in found.networks.items()}
+    if offload:
+        for part in taken.keys() & {"transformer", "transformer_2"}:
+            denoiser: Any = found.networks[part].empty()[0]
+            taken[part] = min(
+                taken[part], 3 * found.networks[part].kept(found.dtype(part, dtype)) // denoiser.config.layers
+            )
+    return sum(taken.values())
 
 
 def is_latent(folder: Path) -> bool:

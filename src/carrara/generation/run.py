@@ -232,16 +232,17 @@ def _remove(files: list[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def load(model: str | Path = "pond") -> Model:
+def load(model: str | Path = "pond", offload: bool = False) -> Model:
     """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
+    A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too.
     Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, and for a model that
     does not fit into memory.
     """
     folder = find_model(model)
     try:
-        check_room(folder)
-        return Model(str(model), load_system(folder))
+        check_room(folder, offload=offload)
+        return Model(str(model), load_system(folder, offload))
     except (KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: not a model that runs here, or damaged ({error!r})") from error
 

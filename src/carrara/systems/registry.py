@@ -29,13 +29,19 @@ READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm, "CarraraMake
 """By class name; every other folder is for `LatentVideo`, which says what it cannot run."""
 
 
-def load_system(folder: Path) -> Any:
-    """The `System` of a model folder. Raises ValueError, one line, for one that is foreign or damaged."""
+def load_system(folder: Path, offload: bool = False) -> Any:
+    """The `System` of a model folder; offload: see `LatentVideo.load`, others have no such way.
+
+    Raises ValueError, one line, for one that is foreign or damaged.
+    """
     folder = Path(folder)
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
     if isinstance(name, str) and name in READERS:
+        if offload:
+            raise ValueError(f"{folder}: models of this kind are not offloaded; leave out --offload")
         return READERS[name](folder)
-    from carrara.systems.latent import LatentVideo
+    from carrara.systems.folder import assemble, recognise
 
-    return LatentVideo.load(folder)
+    found = recognise(folder)
+    return assemble(found, staged=found.foreign, offload=offload)
