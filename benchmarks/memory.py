@@ -2,22 +2,21 @@
 
     python benchmarks/memory.py [--threads 2]
 
-The estimate is made before the first step; taken is the process's peak (`getrusage`) above what it held when all
-modules were imported, from loading the folder to the finished MP4. Weights in float32 stay the mapped file, and count
-among what is taken as pages; weights in bfloat16 are converted, and are allocated.
+The estimate is made before the first step; taken is the process's highest mark above what it held when all modules were
+imported (`getrusage` would begin at its parent's mark), from loading the folder to the finished MP4. Weights in float32
+stay the mapped file, and count among what is taken as pages; weights in bfloat16 are converted, and are allocated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from measuring import in_process
+from measuring import held_bytes, in_process, peak_bytes
 
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
@@ -59,12 +58,12 @@ def measure(folder: Path, dtype: torch.dtype) -> dict[str, float]:
     import av  # noqa: F401  the interpreter with everything that a clip needs imported
     from transformers.models.umt5 import modeling_umt5  # noqa: F401
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held_bytes()
     model = Model("random", LatentVideo.load(folder, dtype))
     plan = model.plan(Request(PROMPT, seed=1))
     said = plan_memory(model.system, plan.shape)
     model.write(plan, folder / "clip.mp4", progress=False)
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
+    taken = peak_bytes() - before
     parts = {name: getattr(said, name) for name in ("allocated", "mapped", "text", "denoising", "decoding")}
     return {"taken": taken, "estimated": said.peak, **parts}
 

@@ -18,7 +18,7 @@ from carrara.nn.attention import PIECE
 from carrara.systems.offload import offload
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 import av
 from transformers.models.umt5 import modeling_umt5
@@ -26,13 +26,18 @@ from carrara.generation.memory import plan_memory
 from carrara.generation.request import Request
 from carrara.generation.run import load
 
+def status(key):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
 torch.set_num_threads(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins here
+before = status("VmRSS")
 model = load(sys.argv[1])
 plan = model.plan(Request("a red ball", seed=1, frames=9, size=(320, 256), steps=1))
 said = plan_memory(model.system, plan.shape).peak
 model.write(plan, Path(sys.argv[2]), progress=False)
-print(said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(said, status("VmHWM") - before)
 """
 
 
