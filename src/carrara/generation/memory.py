@@ -24,8 +24,8 @@ from carrara.systems.pixel_system import PixelSystem
 _FLOAT = 4  # bytes
 _PIECE = 1 << 19  # scores that attention makes at a time, as `nn/attention.py` has it
 _SHARE = 0.9  # of the free memory that may be planned with
-_BASE = 60 << 20  # kernels and buffers of the libraries and of the threads, and pieces too small to be given back
-_HELD_BACK = 1.245  # what decoding holds of the system's memory, over what is alive in it
+_BASE = 30 << 20  # kernels and buffers of the libraries and of the threads, and pieces too small to be given back
+_HELD_BACK = 1.4  # what decoding holds of the system's memory, over what is alive in it
 _HELD_BACK_DENOISING = 2.3  # the same of denoising, whose tensors are smaller and change their sizes more often
 _NATIVE = 20480  # a float32 convolution of at most b c t h so large runs in a kernel that unfolds its input
 _ENCODER = 90  # bytes a pixel: the frames that H.264 looks ahead at
