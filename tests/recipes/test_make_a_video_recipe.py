@@ -61,6 +61,10 @@ def test_the_command_line_makes_clips_with_it_and_makes_them_again(trained, tmp_
     longer = tmp_path / "longer.mp4"
     assert run(["generate", PROMPT, "--model", str(model), "--frames", "12", "-o", str(longer)]) == 0
     assert read_video(longer)[0].shape == (12, 64, 64, 3)
+    picture, moving = tmp_path / "picture.png", tmp_path / "moving.mp4"
+    assert run(["generate", PROMPT, "--model", str(model), "--images", "-o", str(picture)]) == 0
+    assert run(["generate", PROMPT, "--model", str(model), "--image", str(picture), "-o", str(moving)]) == 0
+    assert read_video(moving)[0].shape == (7, 64, 64, 3)
     short = tmp_path / "short.mp4"
     assert run(["generate", PROMPT, "--model", str(folder / "decoder/model"), "-o", str(short)]) == 0
     assert read_video(short)[0].shape == (4, 16, 16, 3)
