@@ -189,7 +189,8 @@ def train(args: list[str]) -> int:
     from carrara.recipes import RECIPES
 
     if not args or args[0] in ("-h", "--help"):
-        rows = [f"  {name:<12} {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}" for name in sorted(RECIPES)]
+        said = {name: (RECIPES[name].__doc__ or "").strip().splitlines()[0] for name in sorted(RECIPES)}
+        rows = [f"  {name:<{max(map(len, said))}}  {text}" for name, text in said.items()]
         usage = ["usage: carrara train RECIPE [-o FOLDER] [--setting value ...]", "", "recipes:", *rows, ""]
         usage.append("`carrara train RECIPE --help` lists a recipe's settings.")
         print("\n".join(usage), file=sys.stdout if args else sys.stderr)
