@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, repeat
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from carrara.autoencoders.causal import RMSNorm
 from carrara.autoencoders.video import VideoAutoencoder
@@ -117,8 +117,7 @@ class _Spread:
         parts: how often the whole layout is repeated on a side (means and log variances).
         """
         kernel = rearrange(small.weight, "(p o) (q i) ... -> p q o i ...", p=parts_out, q=parts_in)
-        own = torch.eye(target.groups, source.groups) if source.groups == target.groups else _ones(target, source)
-        wide = torch.einsum("pqoi...,gh->pgoqhi...", kernel, own)
+        wide = torch.einsum("pqoi...,gh->pgoqhi...", kernel, torch.eye(target.groups))  # both sides have as many groups
         wide = repeat(wide, "p g o q h i ... -> p d g o q e h i ...", d=target.copies, e=source.copies)
         if source.copies > 1:
             shares = torch.randn(*wide.shape[:8], generator=self.generator) / (2 * source.copies)
@@ -189,13 +188,8 @@ def _no_bias(layer: nn.Conv3d) -> None:
         layer.bias.zero_()
 
 
-def _ones(target: Layout, source: Layout) -> Tensor:
-    return torch.ones(target.groups, source.groups)
-
-
 def _levels(small: nn.ModuleList, large: nn.ModuleList) -> Iterator[tuple[Level, Level]]:
-    for pair in zip(small, large):
-        a, b = pair
+    for a, b in zip(small, large):
         assert isinstance(a, Level)
         assert isinstance(b, Level)
         yield a, b

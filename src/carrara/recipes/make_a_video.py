@@ -17,18 +17,18 @@ that makes what its stages can: images, then short clips, then clips of any leng
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from carrara.core.config import to_dict, write_json
+from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
+from carrara.recipes.compute import write_compute
 from carrara.recipes.pond import chosen_device
 from carrara.recipes.pond_clips import CLIP_SCENES, CLIP_VALIDATION_SCENES, pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
@@ -42,7 +42,6 @@ from carrara.text.contrastive import Contrastive, ContrastiveConfig
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
-from carrara.training.metrics import read_metrics
 
 PHASES = ("contrastive", "prior", "image", *STAGES)
 IMAGES_APART = 2**36  # captioned images are of other scenes than images and clips without captions
@@ -211,11 +210,7 @@ class MakeAVideoRecipe:
         phase = self.phase(name, system, device)
         made = train(phase, plan.train, folder, self._kept(name))
         if isinstance(phase, UnlabelledPhase):
-            each = phase.step_flops()
-            steps = max(line["step"] for line in read_metrics(folder / "metrics.jsonl"))
-            compute = {"stage": name, "step_flops": each, "steps": steps, "flops": steps * each}
-            write_json(folder / "compute.json", compute)
-            print(json.dumps(compute))
+            write_compute(folder, name, phase.step_flops())
         return made
 
     def _kept(self, name: str) -> dict[str, object]:

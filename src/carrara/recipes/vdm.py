@@ -14,17 +14,17 @@ of it in the gradients of the fine stage: minutes; the base's 16 frames take sec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from carrara.core.config import to_dict, write_json
+from carrara.core.config import to_dict
 from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
+from carrara.recipes.compute import write_compute
 from carrara.recipes.pond import PICTURED, chosen_device
 from carrara.recipes.pond_clips import CLIP_SCENES, CLIP_VALIDATION_SCENES, pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
@@ -35,7 +35,6 @@ from carrara.systems.vdm import VDM, VDMSettings
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
-from carrara.training.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,7 @@ class VDMRecipe:
         if plan.flops is not None:
             config = replace(config, steps=max(1, round(plan.flops / step_flops)), minutes=None, decay_at=None)
         made = train(phase, config, folder, self._settings(stage))
-        steps = max(line["step"] for line in read_metrics(folder / "metrics.jsonl"))
-        compute = {"stage": stage, "step_flops": step_flops, "steps": steps, "flops": steps * step_flops}
-        write_json(folder / "compute.json", compute)
-        print(json.dumps(compute))
+        write_compute(folder, stage, step_flops)
         return made
 
     def _settings(self, stage: str) -> dict[str, object]:

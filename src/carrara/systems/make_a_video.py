@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from carrara.core.types import Keyframes, VideoShape, check_multiple
+from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import Conditions
 from carrara.diffusion.conditioning import Start, replace_known
@@ -213,8 +213,7 @@ class MakeAVideo(PixelSystem):
             raise ValueError("this Make-A-Video has no interpolating network yet, which frames are animated by")
         if not fills and shape.frames > (most := settings.frames if self.moves else 1):
             raise ValueError(f"frames={shape.frames}: this Make-A-Video makes up to {most} so far; train it further")
-        for name, side, step in zip(("height", "width"), (shape.height, shape.width), self.patch[1:]):
-            check_multiple(name, side, step)
+        self.check_sides(shape)
         small = replace(shape, height=shape.height // self.enlargement, width=shape.width // self.enlargement)
         with torch.no_grad():
             generators, captions = sample_generators(seeds), Captions(self)

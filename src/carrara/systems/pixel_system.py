@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from carrara.core.config import from_dict, read_json, to_dict, write_json
-from carrara.core.types import Stride, TextStates, VideoShape
+from carrara.core.types import Stride, TextStates, VideoShape, check_multiple
 from carrara.core.weights import fingerprint, load_weights, save_weights
 from carrara.denoisers.unet3d import UNet3D, UNetConfig
 from carrara.systems.latent import Defaults
@@ -94,6 +94,11 @@ class PixelSystem:
     def patch(self) -> tuple[int, int, int]:
         """In how large steps sides can be chosen."""
         return 1, self.first.config.side_step, self.first.config.side_step
+
+    def check_sides(self, shape: VideoShape) -> None:
+        """Refuse sides that are no multiples of the step."""
+        for name, side, step in zip(("height", "width"), (shape.height, shape.width), self.patch[1:]):
+            check_multiple(name, side, step)
 
     @property
     def device(self) -> torch.device:

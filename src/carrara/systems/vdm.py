@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from carrara.core.config import choose
-from carrara.core.types import Keyframes, VideoShape, check_multiple
+from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.unet3d import Conditions
 from carrara.diffusion.conditioning import Start, guide_known, replace_known
 from carrara.diffusion.grids import Denoise
@@ -144,8 +144,7 @@ class VDM(PixelSystem):
             raise ValueError("a VDM takes no keyframes and no clip to begin from; give it text, or pixels to keep")
         if known is not None and (self.has_fine or shape.frames > settings.frames):
             raise ValueError(f"a VDM keeps pixels in a clip of up to {settings.frames} frames, made in one stage")
-        for name, side, step in zip(("height", "width"), (shape.height, shape.width), self.patch[1:]):
-            check_multiple(name, side, step)
+        self.check_sides(shape)
         time, space = (settings.time, settings.space) if self.has_fine else (1, 1)
         small = VideoShape(ceil((shape.frames - 1) / time) + 1, shape.height // space, shape.width // space)
         total = evaluations(sampling.sampler, sampling.steps) * len(
