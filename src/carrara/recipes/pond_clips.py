@@ -13,7 +13,6 @@ from einops import rearrange
 
 from carrara.core.types import VideoShape
 from carrara.data.batches import mix as mix_seed
-from carrara.data.pond.captions import caption
 from carrara.data.pond.sampling import Mix
 from carrara.data.pond.world import Scene
 from carrara.recipes.pond_data import Captioning, PixelSource
@@ -50,12 +49,7 @@ def pond_clips(
             levels = torch.multinomial(told, len(scenes), replacement=True, generator=generator).tolist()
             draws = torch.rand(len(scenes), generator=generator).tolist()
             return [
-                caption(
-                    replace(scene, still=True) if still else scene,
-                    ("short", "medium", "dense")[level],
-                    mix_seed(seed, step, row),
-                    step < captioning.synonyms_from or draw >= captioning.synonyms,
-                ).text
+                captioning.say(scene, still, level, draw, step, mix_seed(seed, step, row))
                 for row, (scene, level, draw) in enumerate(zip(scenes, levels, draws))
             ]
 

@@ -65,6 +65,13 @@ class Captioning:
     early_image_share: float = 0.5
     early_steps: int = 200
 
+    def say(self, scene: Scene, still: bool, level: int, draw: float, step: int, seed: int) -> str:
+        """A caption of the scene, or of a picture of it (`still`): level 0 is short, 1 medium, 2 dense; draw, a number
+        in [0, 1), decides whether synonyms may be used at this step."""
+        told_as = replace(scene, still=True) if still else scene
+        plain = step < self.synonyms_from or draw >= self.synonyms
+        return caption(told_as, ("short", "medium", "dense")[level], seed, plain).text
+
 
 class PixelSource:
     """Rendered clips by scene number."""
@@ -195,10 +202,7 @@ def latent_source(
         captions = []
         for row, (record, level, draw) in enumerate(zip(clips.records, levels, draws)):
             scene = from_dict(Scene, record["scene"], "scene")
-            plain = step < captioning.synonyms_from or draw >= captioning.synonyms
-            told_as = replace(scene, still=True) if images else scene
-            name = ("short", "medium", "dense")[level]
-            captions.append(caption(told_as, name, mix(seed, step, row), plain).text)
+            captions.append(captioning.say(scene, images, level, draw, step, mix(seed, step, row)))
         latents = clips.latents[:, :, :1] if images else clips.latents
         times = clips.frames.float() / stride
         keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
