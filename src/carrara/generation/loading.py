@@ -1,43 +1,22 @@
-"""Before a model is loaded: which folder a name means, and whether its weights fit into memory."""
+"""Before a model is loaded: whether its weights fit into memory."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from carrara.core.config import nearest, read_json
+from carrara.core.config import read_json
 from carrara.generation.memory import available_memory
+from carrara.systems.find import find_model
 from carrara.systems.folder import recognise
-from carrara.systems.hub import fetch, is_hub_name
 from carrara.systems.parts import ModelFolder
 from carrara.systems.registry import READERS
 
-_BUNDLED = Path(__file__).parent.parent / "models"
+__all__ = ["check_room", "find_model", "is_latent"]
+
 _SHARE = 0.9  # of the free memory that weights may take
-
-
-def find_model(model: str | Path) -> Path:
-    """The folder of a model, by the name of a bundled one, by path, or by its name on the hub, whence it is fetched."""
-    name = str(model)
-    bundled = {path.name: path for path in _BUNDLED.glob("*") if (path / "model_index.json").is_file()}
-    if not name:
-        raise ValueError("the model's name is empty; give a bundled model or the path of a model folder")
-    if name in bundled:
-        return bundled[name]
-    if Path(model).is_dir():
-        return Path(model)
-    if isinstance(model, str) and is_hub_name(name):
-        return fetch(name)
-    if os.sep in name:
-        raise ValueError(f"{model}: no such model folder")
-    known = nearest(name, bundled) if bundled else "none is bundled with this installation"
-    raise ValueError(
-        f"unknown model {name!r}; {known}; or give the path of a model folder, or a name on the hub such as "
-        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    )
 
 
 def check_room(
