@@ -9,12 +9,22 @@ import torch
 from carrara.autoencoders.inflation import image_config
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
+from carrara.core.config import from_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
+from carrara.data.pond.captions import caption
 from carrara.data.pond.sampling import SINGLES
+from carrara.data.pond.world import Scene
 from carrara.recipes import RECIPES
-from carrara.recipes.pond_data import PixelSource, actor_crops, train_pond_tokenizer
+from carrara.recipes.pond_data import (
+    Captioning,
+    ImageSteps,
+    PixelSource,
+    actor_crops,
+    latent_source,
+    train_pond_tokenizer,
+)
 from carrara.systems.latent import LatentVideo
 from carrara.training.loop import load_ema
 
@@ -47,6 +57,35 @@ def test_latents_are_normalised_per_channel(trained):
     latents = cache[range(len(cache))].latents.float().transpose(0, 1).flatten(1)
     assert latents.mean(1).abs().max() < 0.1  # bfloat16 encoding, and the same clips that were measured
     assert (latents.std(1) - 1).abs().max() < 0.1
+
+
+def test_image_steps_show_single_frames_of_any_time_told_as_pictures(trained):
+    folder, _ = trained
+    made_by = fingerprint(sorted((folder / "autoencoder/model").iterdir()))
+    cache = LatentCache.open(folder / "latents", made_by)
+    images = ImageSteps(first=3, share=0.5, clips=2, per_clip=2)
+    canonical = Captioning(short=1.0, medium=0.0, dense=0.0, synonyms=0.0)
+    source = latent_source(cache, 4, canonical, 7, images)
+    batches = [source(step) for step in range(40)]
+    alone = [batch.latents.shape[2] == 1 for batch in batches]
+    assert all(alone[:3])
+    assert 8 < sum(alone[3:]) < 29
+    whole = cache[range(len(cache))]
+    frames = torch.cat([whole.latents[:, :, 0][:, None], whole.keyframes], dim=1)
+    scenes = [from_dict(Scene, record["scene"], "scene") for record in whole.records]
+    seen = set()
+    for batch in (batch for batch, still in zip(batches, alone) if still):
+        assert len(batch.latents) == len(batch.captions) == 4 * 2 * 2
+        for latents, text in zip(batch.latents[:, :, 0], batch.captions):
+            clip, frame = (frames == latents).flatten(2).all(2).nonzero()[0].tolist()
+            seen.add(frame)
+            assert text == caption(replace(scenes[clip], still=True), "short", 0, True).text
+    assert len(seen) > 2
+    assert source(1).latents.equal(batches[1].latents)
+    clips = latent_source(cache, 4, canonical, 7, ImageSteps(first=0, share=0))
+    assert {clips(step).latents.shape[2] for step in range(10)} == {whole.latents.shape[2]}
+    with pytest.raises(ValueError, match="per_clip=6"):
+        ImageSteps(per_clip=6)
 
 
 def test_a_finished_run_is_not_trained_again(trained):

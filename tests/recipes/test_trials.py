@@ -111,8 +111,12 @@ def test_the_table_tells_what_the_cached_scenes_show(run):
         for actor, (kind, colour, motion) in zip(scene.actors, labels):
             assert (ACTORS[kind], tuple(COLOURS)[colour], MOTIONS[motion]) == (actor.kind, actor.colour, actor.motion)
         assert all(label == [-1, -1, -1] for label in labels[len(scene.actors) :])
-    images = table(chosen, images=True)
-    assert images.covered.equal(content.covered[:, :, :4])
+    images = table.stills(chosen, torch.tensor([[0, 4], [3, 1]]))
+    for row, (clip, frame) in enumerate([(0, 0), (0, 4), (1, 3), (1, 1)]):
+        shown = covered[clip, :, frame].flatten(1)[:, :, None].expand(-1, -1, 4)
+        torch.testing.assert_close(images.covered[row], shown, atol=0.002, rtol=0)
+        assert images.actors[row, :, :2].equal(content.actors[clip, :, :2])
+        assert images.clip[row].equal(content.clip[clip])
     assert (images.actors[..., 2] == -1).all()
     assert actor_labels(replace(scenes[0], still=True))[0][2] == -1
 

@@ -99,3 +99,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with a stable layout."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def at_least(settings: object, least: int, *names: str) -> None:
+    """Refuse settings below their least value, naming the first."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name}={getattr(settings, name)}: must be at least {least}")

@@ -173,7 +173,8 @@ def draw_field(
     levels = torch.where((kinds == INDEPENDENT)[:, None], separate, times[:, None])
     levels = torch.where(known, known_level[:, None], levels)
 
-    order[:, -1] = torch.where(last < 0.5, -1.0, order[:, -1])  # the smallest come first
+    if stored:
+        order[:, -1] = torch.where(last < 0.5, -1.0, order[:, -1])  # the smallest come first
     chosen = order.argsort(dim=1)[:, :count]
     return Field(
         levels=levels,

@@ -15,7 +15,7 @@ import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
-from carrara.core.config import to_dict
+from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
@@ -26,12 +26,13 @@ from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder
 from carrara.recipes.pond_data import (
     Captioning,
     ClipSource,
+    ImageSteps,
     PixelSource,
     encode_clips,
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES, at_least
+from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
@@ -60,9 +61,10 @@ class DenoiserStage:
 
     model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
     clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
-    fields: shares of the kinds of noise field; times: how noise levels are drawn; alignment: of middle features with
-    what the clips truly show; sampling: what the finished model does by default; start: a training folder of such a
-    model whose averaged weights it begins from, on other clips or by another schedule.
+    images: which steps are on single frames; fields: shares of the kinds of noise field; times: how noise levels are
+    drawn; alignment: of middle features with what the clips truly show; sampling: what the finished model does by
+    default; start: a training folder of such a model whose averaged weights it begins from, on other clips or by
+    another schedule.
     """
 
     model: DiTConfig
@@ -75,6 +77,7 @@ class DenoiserStage:
     text_width: int = 192
     text_layers: int = 2
     captioning: Captioning = field(default_factory=Captioning)
+    images: ImageSteps = field(default_factory=ImageSteps)
     fields: FieldMix = field(default_factory=FieldMix)
     times: TimeDraw = field(default_factory=TimeDraw)
     alignment: Alignment = field(default_factory=Alignment)
@@ -170,9 +173,9 @@ class PondRecipe:
             truth = TruthTable.open(cache, stride.time, rows, columns)
         return DenoiserPhase(
             system,
-            latent_source(cache, stage.batch, stage.captioning, self.seed, truth),
+            latent_source(cache, stage.batch, stage.captioning, self.seed, stage.images, truth),
             # Told as every other recipe's are, so that losses compare between mixes of captions.
-            latent_source(validation, stage.validation, Captioning(image_share=0, early_image_share=0), 0)(0),
+            latent_source(validation, stage.validation, Captioning(), 0)(0),
             stage.fields,
             stage.sampling,
             PICTURED,
@@ -206,7 +209,7 @@ class PondRecipe:
     def _settings(self, stage: str) -> dict[str, object]:
         whole = to_dict(self)
         whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
-        whole[stage].pop("images", None)  # as the length of any stage
+        whole["autoencoder"].pop("images")  # as the length of any stage
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
 
 
@@ -263,7 +266,8 @@ def pond() -> PondRecipe:
             ),
             Mix(two=0.12, relation=0.5, wall=0.03, camera=0.06),
             clips=100_000,
-            batch=48,
+            batch=64,
+            images=ImageSteps(first=1000, share=0.1, per_clip=3),
         ),
         width=64,
         height=64,

@@ -13,9 +13,10 @@ from carrara.autoencoders.inflation import image_config, inflate
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
+from carrara.core.config import at_least
 from carrara.data.pond.sampling import Mix
 from carrara.recipes.pond_data import ClipSource
-from carrara.recipes.pond_pixels import AUTOENCODER_SCENES, IMAGE_SCENES, VALIDATION_SCENES, PixelBatches, at_least
+from carrara.recipes.pond_pixels import AUTOENCODER_SCENES, IMAGE_SCENES, VALIDATION_SCENES, PixelBatches
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.phases import AutoencoderPhase, PixelBatch
 from carrara.training.checkpoint import checkpoints

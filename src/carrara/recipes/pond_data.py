@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from carrara.autoencoders.video import VideoAutoencoder
-from carrara.core.config import from_dict, to_dict
+from carrara.core.config import at_least, from_dict, to_dict
 from carrara.core.types import VideoShape
 from carrara.data.batches import indices, mix
 from carrara.data.latents import LatentBatch, LatentCache, write_latents
@@ -52,8 +52,7 @@ class Captioning:
     """How scenes are told during training.
 
     short, medium, dense: shares of the levels of detail; synonyms: share of captions in other words than the canonical
-    ones, from step `synonyms_from` on; image_share: share of steps on first frames alone, `early_image_share` before
-    step `early_steps`.
+    ones, from step `synonyms_from` on.
     """
 
     short: float = 0.5
@@ -61,9 +60,6 @@ class Captioning:
     dense: float = 0.25
     synonyms: float = 0.5
     synonyms_from: int = 400
-    image_share: float = 0.05
-    early_image_share: float = 0.5
-    early_steps: int = 200
 
     def say(self, scene: Scene, still: bool, level: int, draw: float, step: int, seed: int) -> str:
         """A caption of the scene, or of a picture of it (`still`): level 0 is short, 1 medium, 2 dense; draw, a number
@@ -71,6 +67,32 @@ class Captioning:
         told_as = replace(scene, still=True) if still else scene
         plain = step < self.synonyms_from or draw >= self.synonyms
         return caption(told_as, ("short", "medium", "dense")[level], seed, plain).text
+
+
+@dataclass(frozen=True)
+class ImageSteps:
+    """Which training steps are on single frames: the `first` ones and a `share` of the rest.
+
+    A frame costs a transformer far less than a clip and shows it colours, shapes and places as well, so such a step
+    takes `clips` times as many clips as a batch has, and of each `per_clip` frames: of its beginning and its keyframes,
+    any ones.
+    """
+
+    first: int = 0
+    share: float = 0.05
+    clips: int = 1
+    per_clip: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"images.share={self.share}: expected a share in [0, 1]; 0.05 is usual")
+        at_least(self, 0, "first")
+        at_least(self, 1, "clips", "per_clip")
+        if self.per_clip > 1 + KEYFRAMES:
+            raise ValueError(f"images.per_clip={self.per_clip}: a cached clip has {1 + KEYFRAMES} frames encoded alone")
+
+
+NO_IMAGES = ImageSteps(share=0)
 
 
 class PixelSource:
@@ -181,34 +203,58 @@ def encode_clips(
 
 
 def latent_source(
-    cache: LatentCache, batch: int, captioning: Captioning, seed: int, truth: TruthTable | None = None
+    cache: LatentCache,
+    batch: int,
+    captioning: Captioning,
+    seed: int,
+    images: ImageSteps = NO_IMAGES,
+    truth: TruthTable | None = None,
 ) -> Callable[[int], CaptionedLatents]:
     """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip.
 
     truth: what the cache's clips show, to be part of the batches.
     """
-    told, stride = [captioning.short, captioning.medium, captioning.dense], frames_per_latent(cache)
+    told, stride = torch.tensor([captioning.short, captioning.medium, captioning.dense]), frames_per_latent(cache)
 
     def at(step: int) -> CaptionedLatents:
         generator = torch.Generator().manual_seed(mix(seed, step))
-        draws = torch.rand(batch, generator=generator).tolist()
-        levels = torch.multinomial(torch.tensor(told), batch, replacement=True, generator=generator).tolist()
-        share = captioning.early_image_share if step < captioning.early_steps else captioning.image_share
-        images = float(torch.rand((), generator=generator)) < share
-        chosen = indices(step, batch, len(cache), seed)
+        alone = step < images.first or float(torch.rand((), generator=generator)) < images.share
+        # Clips and images are visited in orders of their own, so that neither skips what the other sees.
+        visits = (batch * images.clips, mix(seed, 1)) if alone else (batch, seed)
+        chosen = indices(step, visits[0], len(cache), visits[1])
         clips = cache[chosen]
         assert clips.keyframes is not None
         assert clips.frames is not None
+        each = images.per_clip if alone else 1
+        draws = torch.rand(len(chosen), each, generator=generator).tolist()
+        levels = torch.multinomial(told, len(chosen) * each, replacement=True, generator=generator).tolist()
         captions = []
-        for row, (record, level, draw) in enumerate(zip(clips.records, levels, draws)):
+        for row, record in enumerate(clips.records):
             scene = from_dict(Scene, record["scene"], "scene")
-            captions.append(captioning.say(scene, images, level, draw, step, mix(seed, step, row)))
-        latents = clips.latents[:, :, :1] if images else clips.latents
-        times = clips.frames.float() / stride
+            for index, draw in enumerate(draws[row]):
+                number = row * each + index
+                captions.append(captioning.say(scene, alone, levels[number], draw, step, mix(seed, step, number)))
+        if alone:
+            latents, frames = _stills(clips, each, generator)
+            content = truth.stills(chosen, frames) if truth else None
+            nothing = latents.new_empty(len(latents), latents.shape[1], 0, *latents.shape[3:])
+            return CaptionedLatents(latents, captions, nothing, torch.empty(len(latents), 0), content)
         keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
-        return CaptionedLatents(latents, captions, keyframes, times, truth(chosen, images) if truth else None)
+        content = truth(chosen) if truth else None
+        return CaptionedLatents(clips.latents, captions, keyframes, clips.frames.float() / stride, content)
 
     return at
+
+
+def _stills(clips: LatentBatch, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`each` single frames of every clip, `(b each) c 1 h w`, and which they are, `(b, each)`."""
+    assert clips.keyframes is not None
+    assert clips.frames is not None
+    alone = torch.cat([rearrange(clips.latents[:, :, :1], "b c 1 h w -> b 1 c h w"), clips.keyframes], dim=1)
+    numbers = torch.cat([torch.zeros_like(clips.frames[:, :1]), clips.frames], dim=1)
+    order = torch.rand(alone.shape[:2], generator=generator).argsort(dim=1)[:, :each]
+    rows = torch.arange(len(alone))[:, None]
+    return rearrange(alone[rows, order], "b e c h w -> (b e) c 1 h w"), numbers[rows, order]
 
 
 def frames_per_latent(cache: LatentCache) -> float:

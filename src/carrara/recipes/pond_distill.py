@@ -28,7 +28,7 @@ from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING
 from carrara.data.pond.world import Scene
 from carrara.recipes.pond import PICTURED, chosen_device
-from carrara.recipes.pond_data import Captioning, PixelSource, latent_source
+from carrara.recipes.pond_data import Captioning, ImageSteps, PixelSource, latent_source
 from carrara.systems.distill_phase import Distillation, DistillPhase
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import to_unit
@@ -49,7 +49,8 @@ class DistillRecipe:
     latents: str = "runs/pond/latents"
     validation: str = "runs/pond/latents-validation"
     distillation: Distillation = field(default_factory=lambda: Distillation(steps=8, shift=2.0, parts=1))
-    captioning: Captioning = field(default_factory=lambda: Captioning(image_share=0.02, early_steps=0, synonyms_from=0))
+    captioning: Captioning = field(default_factory=lambda: Captioning(synonyms_from=0))
+    images: ImageSteps = field(default_factory=lambda: ImageSteps(share=0.02))
     clips: int = 27
     seed: int = 0
     device: str = "auto"
@@ -69,7 +70,7 @@ class DistillRecipe:
     def settings(self, phase: DistillPhase) -> dict[str, object]:
         """What must be the same when a run is resumed, besides the loop's own: folders may move, weights may not."""
         whole = to_dict(self)
-        kept = {name: whole[name] for name in ("distillation", "captioning", "clips", "seed")}
+        kept = {name: whole[name] for name in ("distillation", "captioning", "images", "clips", "seed")}
         return {**kept, "teacher": phase.teacher.fingerprint}
 
     def phase(self) -> DistillPhase:
@@ -79,12 +80,11 @@ class DistillRecipe:
         for module in (teacher.denoiser, teacher.text_encoder, teacher.autoencoder):
             module.to(device)
         clips, checked = (open_clips(Path(name), teacher, device) for name in (self.latents, self.validation))
-        whole_clips = Captioning(image_share=0, early_image_share=0)
         count = min(self.distillation.compared, len(checked))
         return DistillPhase(
             teacher,
-            latent_source(clips, self.clips, self.captioning, self.seed),
-            latent_source(checked, count, whole_clips, 0)(0),
+            latent_source(clips, self.clips, self.captioning, self.seed, self.images),
+            latent_source(checked, count, Captioning(), 0)(0),
             self.distillation,
             PICTURED,
             VideoShape(teacher.defaults.frames, teacher.defaults.height, teacher.defaults.width),

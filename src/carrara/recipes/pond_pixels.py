@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from carrara.core.config import at_least
 from carrara.data.batches import mix as mix_seed
 from carrara.recipes.pond_data import ClipSource, actor_crops
 from carrara.systems.phases import PixelBatch
@@ -69,10 +70,3 @@ class PixelBatches:
             return actor_crops(clips, self.crop, self.per_clip, torch.Generator().manual_seed(mix_seed(seed, step)))
 
         return at
-
-
-def at_least(settings: object, least: int, *names: str) -> None:
-    """Refuse settings below their least value, naming the first."""
-    for name in names:
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name}={getattr(settings, name)}: must be at least {least}")

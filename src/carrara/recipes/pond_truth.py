@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,7 +36,7 @@ def content_head(dim: int, moments: int, alignment: Alignment, seed: int) -> Con
 
 
 class TruthTable:
-    """The content of every clip of a cache: `table(clips, images)`.
+    """The content of every clip of a cache: `table(clips)`; of single frames of them: `table.stills(clips, frames)`.
 
     covered: uint8 `n a t r c`, 255ths of each cell in which actor a is seen in each pixel frame; actors: int8 `n a k`
     labels, -1 for none; clip: int8 `n m`.
@@ -82,14 +82,21 @@ class TruthTable:
             partial.unlink(missing_ok=True)
         return cls(covered, tensors["actors"], tensors["clip"], moments)
 
-    def __call__(self, clips: Tensor, images: bool = False) -> Content:
-        """The content of these clips; of their first latent frames alone, without motions, where they are `images`."""
-        moments = self.moments[:1] if images else self.moments
-        covered = self.covered[clips][:, :, moments].float() / 255
-        actors = self.actors[clips].long()
-        if images:
-            actors[..., MOTION] = -1
-        return Content(rearrange(covered, "b a f s r c -> b a (f r c) s"), actors, self.clip[clips].long())
+    def __call__(self, clips: Tensor) -> Content:
+        """The content of these clips `(n,)`."""
+        covered = self.covered[clips][:, :, self.moments].float() / 255
+        content = rearrange(covered, "b a f s r c -> b a (f r c) s")
+        return Content(content, self.actors[clips].long(), self.clip[clips].long())
+
+    def stills(self, clips: Tensor, frames: Tensor) -> Content:
+        """The content of some frames `(n, k)` of each of these clips `(n,)`, as n k images; they have no motions."""
+        rows, k = torch.arange(len(clips))[:, None], frames.shape[1]
+        covered = rearrange(self.covered[clips], "b a t r c -> b t a r c")[rows, frames].float() / 255
+        moments = self.moments.shape[1]
+        content = repeat(covered, "b k a r c -> (b k) a (r c) s", s=moments)
+        actors = self.actors[clips].long().repeat_interleave(k, dim=0)
+        actors[..., MOTION] = -1
+        return Content(content, actors, self.clip[clips].long().repeat_interleave(k, dim=0))
 
 
 def actor_labels(scene: Scene) -> list[list[int]]:
