@@ -149,3 +149,14 @@ def test_wrong_folders_are_refused_by_name(tmp_path) -> None:
 def test_the_tokenizer_does_not_wait_for_transformers() -> None:
     program = "import sys, carrara.text.tokenizer, carrara.text.encoder; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_of_many_words_the_most_frequent_are_kept():
+    captions = ["a red ball", "a red cube", "a blue ball", "a zebra"]
+    limited = train_tokenizer(captions, limit=3)
+    assert limited.known_words() == ["a", "ball", "red"]
+    assert limited.unknown_words("a red zebra") == ["zebra"]
+    ids, _ = limited.encode(["a blue zebra"])
+    assert limited.decode(ids[0].tolist()) == "a blue zebra"
+    assert limited.backend.to_str() == train_tokenizer(captions[::-1], limit=3).backend.to_str()
+    assert train_tokenizer(captions, limit=99).backend.to_str() == train_tokenizer(captions).backend.to_str()

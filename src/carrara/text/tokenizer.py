@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -139,10 +140,11 @@ class Tokenizer:
         return decoders.ByteLevel().decode([token]) if self._in_bytes else token
 
 
-def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
+def train_tokenizer(captions: Iterable[str], limit: int | None = None) -> Tokenizer:
     """A tokenizer in which every word of these captions is one token; ids do not depend on the captions' order.
 
-    Ids 0 to 2 are `<pad>`, `</s>`, `<unk>`, then the 256 bytes, then the words in alphabetical order.
+    limit: of many words only so many, the most frequent, the others being read as their bytes. Ids 0 to 2 are
+    `<pad>`, `</s>`, `<unk>`, then the 256 bytes, then the words in alphabetical order.
     """
     normalizer = normalizers.Sequence(
         [
@@ -158,12 +160,13 @@ def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    words: set[str] = set()
+    counts: Counter[str] = Counter()
     for caption in captions:
         text = normalizer.normalize_str(clean_prompt(caption))
-        words.update(piece for piece, _ in splitter.pre_tokenize_str(text) if piece.startswith(_WORD_START))
+        counts.update(piece for piece, _ in splitter.pre_tokenize_str(text) if piece.startswith(_WORD_START))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [PAD, END, UNKNOWN, *alphabet, *sorted(words - set(alphabet))]
+    words = sorted(counts.keys() - set(alphabet), key=lambda word: (-counts[word], word))[:limit]
+    tokens = [PAD, END, UNKNOWN, *alphabet, *sorted(words)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     backend.normalizer = normalizer
