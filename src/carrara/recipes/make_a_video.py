@@ -30,9 +30,10 @@ from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetCon
 from carrara.denoisers.unet_inflation import inflate
 from carrara.recipes.compute import write_compute
 from carrara.recipes.pond import chosen_device
-from carrara.recipes.pond_clips import CLIP_SCENES, CLIP_VALIDATION_SCENES, pond_clips
+from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.pond_unlabelled import Rates, pond_unlabelled
+from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES, IMAGES_APART
 from carrara.systems.cascade import Augmentation
 from carrara.systems.image_prior import ContrastivePhase, PriorPhase
 from carrara.systems.latent import Defaults, Sampling
@@ -44,7 +45,6 @@ from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 
 PHASES = ("contrastive", "prior", "image", *STAGES)
-IMAGES_APART = 2**36  # captioned images are of other scenes than images and clips without captions
 ARRANGED = ("temporal", "scalars", "given_channels", "vector_dim", "text")  # of a network: the system's choice
 
 

@@ -33,11 +33,10 @@ from carrara.evaluation.distribution.motion_net import (
     to_unit,
 )
 from carrara.recipes.motion_data import CELLS, SPEED, Labels, MotionBatch, arranged, views, whole_clips
+from carrara.recipes.scene_numbers import MOTION_SCENES, MOTION_VALIDATION_SCENES
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 
-# Where the scenes of each use begin; the pond's recipe draws below 2**35, evaluation from 2**40 on.
-TRAINING_SCENES, VALIDATION_SCENES = 2**36, 2**37
 WEIGHTS = {"motion": 1.0, "shape": 0.5, "colour": 0.5, "background": 0.3, "camera": 0.5, "wall": 0.3, "two": 0.3}
 WEIGHTS |= {"order": 1.0, "velocity": 1.0, "noise": 0.3, "blur": 0.3}
 CELL_WEIGHTS = {"shape": 10.0, "colour": 5.0, "facing": 5.0}  # of what is in cells, where most show neither
@@ -104,7 +103,7 @@ class MotionRecipe:
     def batch(self, step: int) -> MotionBatch:
         """The views of one step: a pure function of it."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, step))
-        scenes = self.scenes_from(TRAINING_SCENES + step * self.scenes, self.scenes)
+        scenes = self.scenes_from(MOTION_SCENES + step * self.scenes, self.scenes)
         side = SIDE * (2 if step % self.wide_every == 0 else 1)
         return views(scenes, self.frames, side, self.views, generator)
 
@@ -119,7 +118,9 @@ class MotionPhase:
         self.module: nn.Module = nn.ModuleDict({"net": net, "cells": self.cells})
         self.net = net
         self.recipe = recipe
-        self.video, self.labels = whole_clips(recipe.scenes_from(VALIDATION_SCENES, recipe.validation), recipe.frames)
+        self.video, self.labels = whole_clips(
+            recipe.scenes_from(MOTION_VALIDATION_SCENES, recipe.validation), recipe.frames
+        )
         self.orders = [
             torch.stack([arranged(clip, name, Generator().manual_seed(i)) for i, clip in enumerate(self.video)])
             for name in ORDERS

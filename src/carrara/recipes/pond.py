@@ -32,8 +32,8 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.recipes.pond_pixels import CACHED_SCENES, VALIDATION_SCENES
 from carrara.recipes.pond_truth import TruthTable, content_head
+from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
 from carrara.systems.alignment import Alignment
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling

@@ -16,7 +16,8 @@ from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.config import at_least
 from carrara.data.pond.sampling import Mix
 from carrara.recipes.pond_data import ClipSource
-from carrara.recipes.pond_pixels import AUTOENCODER_SCENES, IMAGE_SCENES, VALIDATION_SCENES, PixelBatches
+from carrara.recipes.pond_pixels import PixelBatches
+from carrara.recipes.scene_numbers import AUTOENCODER_SCENES, IMAGE_SCENES, VALIDATION_SCENES
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.phases import AutoencoderPhase, PixelBatch
 from carrara.training.checkpoint import checkpoints

@@ -16,11 +16,8 @@ from carrara.data.batches import mix as mix_seed
 from carrara.data.pond.sampling import Mix
 from carrara.data.pond.world import Scene
 from carrara.recipes.pond_data import Captioning, PixelSource
+from carrara.recipes.scene_numbers import CLIP_SCENES, IMAGES_BEHIND
 from carrara.systems.stage_phase import CaptionedClips
-
-# Where the scenes of pixel systems begin; see `pond_pixels.py` for the others, evaluation draws from 2**40 on.
-CLIP_SCENES, CLIP_VALIDATION_SCENES = 2**38, 2**39
-IMAGES_BEHIND = 2**36  # scenes of images lie so far behind those of the clips
 
 
 def pond_clips(

@@ -22,7 +22,8 @@ from carrara.core.weights import fingerprint
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.recipes.pond import chosen_device
 from carrara.recipes.pond_data import PixelSource
-from carrara.recipes.pond_pixels import DECODER_SCENES, VALIDATION_SCENES, PixelBatches
+from carrara.recipes.pond_pixels import PixelBatches
+from carrara.recipes.scene_numbers import DECODER_SCENES, VALIDATION_SCENES
 from carrara.systems.decoder_phase import DecoderPhase
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import LatentVideo

@@ -12,9 +12,6 @@ from carrara.data.batches import mix as mix_seed
 from carrara.recipes.pond_data import ClipSource, actor_crops
 from carrara.systems.phases import PixelBatch
 
-# Where the scenes of each use begin, so that no scene is seen twice; evaluation draws from 2**40 on.
-AUTOENCODER_SCENES, CACHED_SCENES, VALIDATION_SCENES, DECODER_SCENES, IMAGE_SCENES = 0, 2**33, 2**34, 2**35, 2**38
-
 
 @dataclass(frozen=True, kw_only=True)
 class PixelBatches:

@@ -14,8 +14,8 @@ import torch
 from carrara.core.types import VideoShape
 from carrara.data.batches import mix as mix_seed
 from carrara.data.pond.sampling import Mix
-from carrara.recipes.pond_clips import CLIP_SCENES
 from carrara.recipes.pond_data import PixelSource
+from carrara.recipes.scene_numbers import CLIP_SCENES
 from carrara.systems.unlabelled_phase import UnlabelledClips
 
 

@@ -26,8 +26,9 @@ from carrara.data.pond.sampling import Mix
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
 from carrara.recipes.compute import write_compute
 from carrara.recipes.pond import PICTURED, chosen_device
-from carrara.recipes.pond_clips import CLIP_SCENES, CLIP_VALIDATION_SCENES, pond_clips
+from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
+from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES
 from carrara.systems.cascade import Rung, check_ladder
 from carrara.systems.latent import Defaults, Sampling
 from carrara.systems.stage_phase import CaptionedClips, StagePhase
