@@ -82,7 +82,7 @@ def read(
                 pixels = reformatter.reformat(
                     frame,
                     format="rgb24",
-                    src_colorspace=_matrix(frame),
+                    src_colorspace=matrix_of(frame),
                     src_color_range=frame.color_range or None,
                     dst_color_range=_FULL,
                     threads=1,
@@ -102,7 +102,7 @@ def read(
     return np.stack(frames), fps, dict(record.metadata) if record else tags
 
 
-def _matrix(frame: Any) -> int | None:
+def matrix_of(frame: Any) -> int | None:
     """The file's own colour matrix; untagged files are BT.709 from 720 lines up and BT.601 below, as players assume."""
     if frame.colorspace != _UNSPECIFIED:
         return None
