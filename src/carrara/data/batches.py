@@ -1,14 +1,18 @@
 """In which order clips are seen: pure functions of a seed, so that a loader's whole state is two integers.
 
 Epoch e visits every clip once, in a permutation drawn from (seed, e); batches run across the border between epochs,
-so no clip is dropped and every batch is full.
+so no clip is dropped and every batch is full. Of several sets `Turns` says which one a step draws from. A batch is the
+same on any number of ranks: each takes its `part` of it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from math import ceil, floor
 
 import torch
 from torch import Tensor
@@ -80,3 +84,62 @@ def batches(cursor: Cursor, batch: int, n: int, seed: int) -> Iterator[tuple[Ten
     while True:
         chosen, cursor = take(cursor, batch, n, seed)
         yield chosen, cursor
+
+
+def part(count: int, rank: int, ranks: int) -> slice:
+    """Which rows of a batch of `count` this rank takes: all ranks' rows, joined, are the batch in its order."""
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank={rank} of {ranks}: ranks are counted from 0")
+    if count < ranks:
+        raise ValueError(f"a batch of {count} on {ranks} ranks: raise the batch to {ranks} or more, or use fewer ranks")
+    return slice(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """From which of several sets each step draws, in epochs that give every set its share exactly.
+
+    rates: steps of each set in an epoch, as fractions. Epoch e has floor((e + 1) r) - floor(e r) steps of a set with
+    rate r, in an order drawn from (seed, e): after any number of epochs each set has had its steps to within one, and
+    what an epoch leaves over waits for the next.
+    """
+
+    rates: tuple[Fraction, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.rates, default=0) < 0 or not sum(self.rates):
+            raise ValueError(
+                f"rates={[str(rate) for rate in self.rates]}: none may be negative and one must be above 0"
+            )
+
+    def start(self, epoch: int) -> int:
+        """The first step of an epoch."""
+        return sum(floor(epoch * rate) for rate in self.rates)
+
+    def cursor(self, step: int) -> Cursor:
+        """Where the data stands before this step: the epoch, and how many of its steps are done."""
+        total = sum(self.rates)
+        low, high = floor(step / total), ceil((step + len(self.rates)) / total)
+        epoch = low + bisect_right(range(low, high + 1), step, key=self.start) - 1
+        return Cursor(epoch, step - self.start(epoch))
+
+    def at(self, step: int) -> tuple[int, int]:
+        """Which set this step draws from, and how many steps that set has had before."""
+        cursor = self.cursor(step)
+        sets, before = _turns(self, cursor.epoch)
+        return int(sets[cursor.position]), int(before[cursor.position])
+
+
+@lru_cache(maxsize=8)
+def _turns(turns: Turns, epoch: int) -> tuple[Tensor, Tensor]:
+    """The sets of an epoch's steps, and how many steps each had before, both `(steps,)` int64."""
+    had = [floor(epoch * rate) for rate in turns.rates]
+    counts = torch.tensor([floor((epoch + 1) * rate) - past for rate, past in zip(turns.rates, had)])
+    sets = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    sets = sets[_order(turns.seed, epoch, len(sets))]
+    before = torch.empty_like(sets)
+    for number, past in enumerate(had):
+        places = (sets == number).nonzero()[:, 0]
+        before[places] = past + torch.arange(len(places))
+    return sets, before
