@@ -100,10 +100,15 @@ class _Linear(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, inputs = gradient.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1])
-        return (rows @ weight).view_as(x), rows.t() @ inputs, rows.sum(0)
+        by_x, by_weight, by_bias = ctx.needs_input_grad  # of a frozen layer's three products two are enough
+        return (
+            (rows @ weight).view_as(x) if by_x else None,
+            rows.t() @ inputs if by_weight else None,
+            rows.sum(0) if by_bias else None,
+        )
 
 
 class _Gelu(Function):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.nn.fused import gelu, linear
+from carrara.nn.lora import with_terms
 from carrara.nn.positions import angle_dtype
 
 
@@ -35,7 +36,7 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 def linear32(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32 whatever type its weights are kept in."""
-    return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+    return with_terms(layer, x, F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float()))
 
 
 class LevelEmbedding(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from carrara.nn.fused import linear
 from carrara.nn.layers import compute_dtype
+from carrara.nn.lora import with_terms
 
 
 @torch.inference_mode(False)  # whose tensors could not be trained afterwards
@@ -37,8 +38,8 @@ def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and compute_dtype(weight) == weight.dtype:
         weights, biases = (_whole([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
         if weights is not None and biases is not None:
-            made = linear(x, weights, biases, weight.dtype)
-            return made.split([layer.out_features for layer in layers], dim=-1)
+            made = linear(x, weights, biases, weight.dtype).split([layer.out_features for layer in layers], dim=-1)
+            return tuple(with_terms(layer, x, part) for layer, part in zip(layers, made))
     return tuple(layer(x) for layer in layers)
 
 
