@@ -18,6 +18,7 @@ from carrara.autoencoders.video_weights import diffusers_names
 from carrara.core.config import read_json, to_dict, write_json
 from carrara.core.weights import load_weights, save_weights
 from carrara.denoisers.dit_weights import DIFFUSERS as DENOISER_NAMES
+from carrara.nn.lora import adapted_layers
 from carrara.systems.diffusers_layout import WEIGHTS, recognise_diffusers
 from carrara.systems.latent import LatentVideo
 from carrara.systems.original import is_original, recognise_original
@@ -90,8 +91,10 @@ def recognise(folder: Path) -> ModelFolder:
 def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype) -> None:
     """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads.
 
-    Raises ValueError for a model with an image tower, which is not written here.
+    Raises ValueError for a model with an image tower, which is not written here, and for one with adapters on it.
     """
+    if any(adapted_layers(part) for part in (system.denoiser, system.low_denoiser) if part is not None):
+        raise ValueError(f"{folder}: the model has adapters on it; merge them (carrara lora merge), or take them off")
     if system.image_tower is not None:
         raise ValueError(f"{folder}: a model with an image tower is not written here; copy the folder it came from")
     folder.mkdir(parents=True, exist_ok=True)

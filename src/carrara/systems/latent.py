@@ -158,6 +158,7 @@ class LatentVideo:
         self.fingerprint = fingerprint
         self.low_denoiser, self.boundary = low_denoiser, boundary
         self.image_tower = image_tower
+        self.taught: set[str] = set()  # words that adapters taught, which the tokenizer does not know whole
 
     @classmethod
     def load(
@@ -201,7 +202,7 @@ class LatentVideo:
         return self.autoencoder.latent_channels
 
     def unknown_words(self, prompt: str) -> list[str]:
-        return self.tokenizer.unknown_words(prompt)
+        return [word for word in self.tokenizer.unknown_words(prompt) if word.lower() not in self.taught]
 
     def known_words(self) -> list[str]:
         return self.tokenizer.known_words()

@@ -20,6 +20,7 @@ from carrara.core.shards import outline
 from carrara.core.types import TextStates
 from carrara.core.weights import Reader, fill, kept_type
 from carrara.denoisers.dit import Block, DiT
+from carrara.nn import lora
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class OffloadedBlocks(nn.Module):
         self._make, self._count, self._bring, self._device = make, count, bring, device
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="blocks")
         self._coming: dict[int, Future[Block]] = {}
+        self._adapters: list[Mapping[str, lora.LowRank]] = []
         self.register_state_dict_pre_hook(_refuse)
 
     def __len__(self) -> int:
@@ -68,6 +70,16 @@ class OffloadedBlocks(nn.Module):
                 parameter.record_stream(torch.cuda.current_stream(self._device))
         return block
 
+    def attach(self, terms: Mapping[str, lora.LowRank]) -> None:
+        """Put terms on the layers of these names ("0.mlp.rise") whenever their block comes in; they are held here."""
+        self._coming = {}
+        self._adapters.append(terms)
+
+    def detach(self) -> None:
+        """Forget all terms."""
+        self._coming = {}
+        self._adapters = []
+
     @torch.no_grad()
     def _load(self, index: int) -> Block:
         with torch.device("meta"):
@@ -80,6 +92,9 @@ class OffloadedBlocks(nn.Module):
         else:
             values = self._bring(index, self._device)
         block.load_state_dict(values, assign=True)
+        for terms in self._adapters:
+            own = f"{index}."
+            lora.attach(block, {name.removeprefix(own): term for name, term in terms.items() if name.startswith(own)})
         return block.eval().requires_grad_(False)
 
 
