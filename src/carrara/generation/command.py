@@ -17,6 +17,7 @@ from carrara.core.options import Number, Text, Whole, parse
 
 if TYPE_CHECKING:
     from carrara.generation.conditions import Conditions
+    from carrara.systems.system import System
 
 File = Annotated[str | None, arg(metavar="FILE")]
 
@@ -87,6 +88,8 @@ class Generate:
     """How far the noise levels are shifted towards noise."""
     model: Text = None
     """Bundled model or model folder; default pond."""
+    lora: UseAppendAction[tuple[Annotated[str, arg(metavar="FOLDER[:WEIGHT]")], ...]] = ()
+    """Adapter to put on the model, and how much it counts, by default 1; may be repeated."""
     offload: bool = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
     sheet: bool = False
@@ -127,7 +130,8 @@ def _make(options: Generate) -> int:
 
     settings = ("negative", "fps", "steps", "guidance", "sampler", "shift", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
-    model = load(options.model or "pond", options.offload)
+    model = load(options.model or "pond", options.offload, options.lora)
+    warn_of_base(model.system, options.lora)
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -159,7 +163,7 @@ def names_of(prompts: Sequence[str], conditions: Conditions) -> list[str]:
 
 
 def _remake(options: Generate) -> int:
-    allowed = {"source", "output", "model", "offload", "sheet", "overwrite"}
+    allowed = {"source", "output", "model", "lora", "offload", "sheet", "overwrite"}
     given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) != f.default]
     if given:
         shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
@@ -180,7 +184,8 @@ def _remake(options: Generate) -> int:
     output = options.output or f"out{os.sep}"
     (path,) = output_paths(names_of([manifest.prompt], manifest.asked()), output, suffix)
     check_outputs(path, options)
-    model = load(options.model or manifest.model, options.offload)
+    loras = options.lora or tuple(f"{path}:{weight!r}" for path, weight, _ in manifest.loras)
+    model = load(options.model or manifest.model, options.offload, loras)
     model.check_fingerprint(manifest, source)
     plan = replace(model.plan(Request.from_manifest(manifest)), model=manifest.model)
     torch.set_num_threads(manifest.software.threads)
@@ -190,6 +195,15 @@ def _remake(options: Generate) -> int:
     model.write(plan, path, options.overwrite, saved=saved)
     _finish(path, plan.seed, begin, options)
     return 0
+
+
+def warn_of_base(system: System, loras: Sequence[str]) -> None:
+    """Say where an adapter was trained on another model than it is put on."""
+    if loras:
+        from carrara.generation.adapters import other_base
+
+        if warning := other_base(system, loras):
+            print(f"carrara: {warning}", file=sys.stderr)
 
 
 def check_outputs(path: Path, options: Generate) -> None:

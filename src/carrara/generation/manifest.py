@@ -22,7 +22,7 @@ from carrara.generation.conditions import Conditions
 from carrara.systems.latent import LatentVideo, Sampling
 
 KEY = "carrara"  # under which files carry it
-_OPTIONAL = ("conditions", "inputs", "seconds", "window", "prompt_at")
+_OPTIONAL = ("conditions", "inputs", "seconds", "window", "prompt_at", "loras")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Manifest:
     """Prompt, seed, model and its weights' SHA-256, every setting, and the software.
 
     conditions: what else the clip was made from, as `Conditions.recorded`; inputs: (name, SHA-256) of what was read;
-    seconds, window, prompt_at: its length where it was not one pass, and its later prompts.
+    seconds, window, prompt_at: its length where it was not one pass, and its later prompts; loras: (path, weight,
+    SHA-256) of the adapters on the model.
     """
 
     prompt: str
@@ -77,6 +78,7 @@ class Manifest:
     seconds: float | None = None
     window: int | None = None
     prompt_at: tuple[tuple[float, str], ...] = ()
+    loras: tuple[tuple[str, float, str], ...] = ()
 
     def to_json(self) -> str:
         values = to_dict(self)

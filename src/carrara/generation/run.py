@@ -8,7 +8,7 @@ error.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from carrara.core.media import check_format, check_output, write_video
 from carrara.core.progress import progress_bar
+from carrara.generation.adapters import Loras, put_on, read_loras
 from carrara.generation.clip import Clip
 from carrara.generation.conditions import Conditions
 from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file
@@ -37,9 +38,10 @@ class Model:
     """A model in memory: loaded once, for any number of prompts. One clip at a time (micro-batches of 1), so that a
     seed gives the same bytes whatever else is asked for."""
 
-    def __init__(self, name: str, system: LatentVideo) -> None:
+    def __init__(self, name: str, system: LatentVideo, loras: Loras = ()) -> None:
         self.name = name
         self.system = system
+        self.loras = loras  # (path, weight, SHA-256) of the adapters that are on it
 
     def generate(
         self,
@@ -99,6 +101,7 @@ class Model:
             seconds=plan.seconds,
             window=plan.window,
             prompt_at=plan.prompt_at,
+            loras=self.loras,
         )
 
     def sample(self, plan: Plan, progress: bool | None = None, watch: Watch | None = None) -> Tensor:
@@ -176,6 +179,13 @@ class Model:
                 f"{where}: made by {manifest.model!r} with weights {manifest.fingerprint[:12]}, but {self.name!r} here "
                 f"has {self.system.fingerprint[:12] or 'none'}; give the same model with --model FOLDER"
             )
+        then, now = ([(weight, made_by) for _, weight, made_by in loras] for loras in (manifest.loras, self.loras))
+        if then != now:
+            wanted = " ".join(f"--lora {path}:{weight:g}" for path, weight, _ in manifest.loras)
+            raise ValueError(
+                f"{where}: made with {wanted or 'no adapter'}, and what is on the model here is not the same; give "
+                f"{'these very adapters and weights' if wanted else 'none'}"
+            )
 
     def _told(self, plan: Plan, window: Window, frame: Frame) -> Told:
         shape, by = plan.shape, plan.conditions.known_by or "hold"
@@ -232,17 +242,20 @@ def _remove(files: list[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def load(model: str | Path = "pond", offload: bool = False) -> Model:
+def load(model: str | Path = "pond", offload: bool = False, loras: Sequence[str] = ()) -> Model:
     """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
-    A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too.
-    Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, and for a model that
-    does not fit into memory.
+    A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too;
+    loras: adapters to put on it, each FOLDER or FOLDER:WEIGHT.
+    Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, for a model that does not
+    fit into memory, and for an adapter that does not fit the model.
     """
     folder = find_model(model)
+    adapters = read_loras(loras)
     try:
         check_room(folder, offload=offload)
-        return Model(str(model), load_system(folder, offload))
+        system = load_system(folder, offload)
+        return Model(str(model), system, put_on(system, adapters))
     except (KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: not a model that runs here, or damaged ({error!r})") from error
 
