@@ -19,6 +19,7 @@ from carrara.core.config import choose
 from carrara.core.options import Number, Whole, parse
 from carrara.generation.command import generate, parse_size
 from carrara.generation.explain_command import explain
+from carrara.generation.lora_command import lora
 
 if TYPE_CHECKING:
     from carrara.evaluation.report.sections import Section
@@ -33,6 +34,7 @@ An open text-to-video diffusion system.
   info MODEL              what a model is, makes and knows
   train RECIPE            train a model, or a part of one
   evaluate MODEL          measure a model; --clips DIR measures any videos
+  lora merge ADAPTER ...  adapters: into a model's weights, for other programs, explained
   data pond DIR           write clips of the simulated world, with captions and truth
 
 `carrara COMMAND --help` lists a command's options; `carrara --version` the version."""
@@ -329,6 +331,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "data": data,
+    "lora": lora,
 }
 
 
