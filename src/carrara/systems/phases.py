@@ -202,7 +202,7 @@ class DenoiserPhase:
         if levels.ndim > 2:
             _, rows, columns = self.system.patch
             told = rearrange(levels[:, :, ::rows, ::columns], "b f h w -> b (f h w)")
-        flow = self.system.denoiser(torch.lerp(latents, noise, placed), told, self.system.read(captions), keyframes)
+        flow = self.system.network(torch.lerp(latents, noise, placed), told, self.system.read(captions), keyframes)
         error = (flow.float() - (noise - latents)).square()
         return error.mean(dim=(1, 3, 4)) if levels.ndim == 2 else error.mean(dim=1)
 
