@@ -57,12 +57,13 @@ class ClipSet:
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """What a step is on. bucket: number of the shape; clips: places among the bucket's, this rank's part of the batch;
-    first: the row of the batch at which this part begins."""
+    first: the row of the batch at which this part begins; whole: rows of the batch."""
 
     bucket: int
     kind: str
     clips: Tensor
     first: int = 0
+    whole: int = 0
 
 
 class Mixture:
@@ -95,7 +96,7 @@ class Mixture:
         one = self.sets[number]
         chosen = indices(before, one.batch, len(one.clips), mix(self.seed, number))
         rows = part(one.batch, rank, ranks)
-        return Drawn(one.bucket, one.kind, one.clips[chosen[rows]], rows.start)
+        return Drawn(one.bucket, one.kind, one.clips[chosen[rows]], rows.start, one.batch)
 
 
 def _rates(sets: Sequence[ClipSet], weights: Weights) -> tuple[Fraction, ...]:

@@ -1,0 +1,266 @@
+"""A model of your own clips: from nothing, stage by stage, or a finished model trained on in full.
+
+    carrara data prepare CLIPS prepared
+    carrara train clips --data prepared -o runs/clips
+    carrara train clips --data prepared --start pond -o runs/clips
+
+From nothing: an autoencoder of the clips (or a given one, `--vae`), a cache of their latents, then a transformer with
+its text encoder. With `--start` (a bundled model, a folder in the layout of diffusers or Wan's own, a name on the hub):
+that model's autoencoder and tokenizer stay as they are and its transformer learns. Clips of all buckets train in one
+run. Each stage resumes where it stopped; the model folder ends up in `runs/clips/denoiser/model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.autoencoders.video_config import VideoAutoencoderConfig
+from carrara.core.config import to_dict
+from carrara.core.types import VideoShape
+from carrara.data.clip_latents import captions_of, encode_prepared, open_latents
+from carrara.data.latents import LatentCache
+from carrara.data.mixture import Mixture
+from carrara.data.prepared import Prepared
+from carrara.denoisers.dit import DiT, DiTConfig
+from carrara.diffusion.fields import KEYFRAME
+from carrara.recipes.clips_autoencoder import (
+    ClipsAutoencoderStage,
+    clips_stage,
+    encoder_fingerprint,
+    open_autoencoder,
+    open_prepared,
+    train_on_clips,
+)
+from carrara.recipes.clips_data import LatentBatches, Split, Views, captioned, check_buckets, encoding, latent_mixture
+from carrara.recipes.clips_start import ONE_LEVEL, ClipsDenoiserStage, ClipsPhase, Finished, open_finished
+from carrara.recipes.pond import chosen_device
+from carrara.systems.folder import read_autoencoder
+from carrara.systems.latent import Defaults, LatentVideo, Sampling
+from carrara.text.encoder import TextEncoder, TextEncoderConfig
+from carrara.text.tokenizer import Tokenizer, train_tokenizer
+from carrara.training.config import TrainConfig
+from carrara.training.loop import train
+
+
+@dataclass(frozen=True)
+class ClipsRecipe:
+    """Everything that decides a model of clips.
+
+    data: a prepared folder; start: a finished model to train on; vae: an autoencoder or a model whose autoencoder is
+    used as it is; held_out: share of the sources kept for validation; threads: that decode (0: one per core, at most
+    8); memory: GB of decoded clips that are kept; encode_pixels: places in space and time that are encoded at once.
+    device: "cpu", "cuda" or "auto".
+    """
+
+    autoencoder: ClipsAutoencoderStage
+    denoiser: ClipsDenoiserStage
+    data: str = ""
+    start: str | None = None
+    vae: str | None = None
+    held_out: float = 0.05
+    threads: int = 0
+    memory: float = 1.0
+    encode_pixels: int = 1 << 20
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.start and self.vae:
+            raise ValueError(f"start={self.start!r} and vae={self.vae!r}: a finished model has its own autoencoder")
+
+    def run(self, folder: Path) -> Path:
+        """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
+        device = torch.device(chosen_device(self.device))
+        prepared = open_prepared(self.data)
+        split = Split.of(prepared, self.held_out, self.seed)
+        finished = open_finished(self.start, self.denoiser.train_text, device) if self.start else None
+        given = open_autoencoder(self.vae) if self.vae else None
+        self.check(prepared, split, finished, given[0] if given else None)
+        _tell(prepared, split)
+        if finished:
+            autoencoder, made_by = finished.system.autoencoder, finished.encoder
+        elif given:
+            autoencoder, made_by = given
+        else:
+            autoencoder, made_by = self.train_autoencoder(prepared, split, folder / "autoencoder", device)
+        keyframes = 0 if finished and finished.foreign else self.denoiser.keyframes
+        caches = self.cache_latents(prepared, autoencoder.to(device), made_by, folder / "latents", device, keyframes)
+        phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished)
+        settings = self._settings(prepared, made_by, finished)
+        return train(phase, self.denoiser.rates(finished is not None), folder / "denoiser", settings)
+
+    def check(
+        self, prepared: Prepared, split: Split, finished: Finished | None, given: VideoAutoencoder | None
+    ) -> None:
+        """Refuse clips, captions and settings that a stage would refuse, before the first one runs."""
+        if finished:
+            stride, patch = finished.system.stride, finished.system.patch
+        else:
+            begun = open_autoencoder(self.autoencoder.start)[0] if self.autoencoder.start and not given else given
+            stride, patch = begun.stride if begun else self.autoencoder.model.stride, self.denoiser.model.patch
+            if not given:
+                self.autoencoder.views.check(stride)
+        check_buckets(prepared, lambda shape: shape.latent(stride).tokens(patch), self.start or "this model")
+        self.mixture(prepared, split, self._costs(prepared, stride.time))
+        tokenizer = finished.system.tokenizer if finished else self._tokenizer(prepared)
+        for caption in captions_of(prepared):
+            tokenizer.encode([caption])  # refuses one that is too long
+
+    def train_autoencoder(
+        self, prepared: Prepared, split: Split, folder: Path, device: torch.device
+    ) -> tuple[VideoAutoencoder, str]:
+        """Stage one, unless there is an autoencoder; returns it, and its fingerprint."""
+        kept = {"held_out": self.held_out}
+        trained = train_on_clips(
+            self.autoencoder, prepared, split, self.seed, folder, kept, device, self.threads, int(self.memory * 1e9)
+        )
+        return read_autoencoder(trained), encoder_fingerprint(trained)
+
+    def cache_latents(
+        self,
+        prepared: Prepared,
+        autoencoder: VideoAutoencoder,
+        made_by: str,
+        folder: Path,
+        device: torch.device,
+        keyframes: int,
+    ) -> list[LatentCache | None]:
+        """Stage two: every clip encoded once; one cache for each bucket."""
+        encode_prepared(
+            prepared,
+            folder,
+            encoding(autoencoder, self.encode_pixels, device),
+            made_by,
+            autoencoder.latent_channels,
+            keyframes,
+            self.encode_pixels,
+            self.threads,
+            lambda said, done, count: print(f"{folder.name}: {done} of {count}, {said}", flush=True),
+        )
+        return open_latents(prepared, folder, made_by, keyframes)
+
+    def mixture(self, prepared: Prepared, split: Split, costs: list[float]) -> Mixture:
+        """Which clips each step is on."""
+        stage = self.denoiser
+        return latent_mixture(prepared, split, costs, stage.batch, self.seed, stage.weights)
+
+    def denoiser_phase(
+        self,
+        prepared: Prepared,
+        split: Split,
+        caches: list[LatentCache | None],
+        autoencoder: VideoAutoencoder,
+        finished: Finished | None,
+    ) -> ClipsPhase:
+        """Stage three: the model, and the data it learns from."""
+        stage = self.denoiser
+        bucket = split.main_bucket(prepared)
+        shape, cache = prepared.buckets[bucket], caches[bucket]
+        assert cache is not None
+        fields = stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
+        if finished:
+            system, sampling = finished.system, finished.system.defaults.sampling
+            fields = ONE_LEVEL if finished.foreign else fields
+        else:
+            system, sampling = self.fresh_system(prepared, shape, autoencoder), stage.sampling
+        system.denoiser.checkpointing = stage.checkpointing
+        costs = self._costs(prepared, autoencoder.stride.time)
+        numbers = split.validation(prepared, stage.validation)
+        places = {number: place for place, number in enumerate(prepared.members[bucket])}
+        shown = [prepared.rows[n].caption or "" for n in numbers]
+        captions = dict.fromkeys(prepared.rows[n].caption or "" for n in prepared.members[bucket] if n in split.trained)
+        return ClipsPhase(
+            system,
+            LatentBatches(caches, self.mixture(prepared, split, costs), stage.caption_dropout),
+            captioned(cache[[places[n] for n in numbers]], shown, cache),
+            fields,
+            sampling,
+            list(captions)[: stage.pictured],
+            shape,
+            prepared.fps,
+            stage.times,
+            finished is not None and finished.foreign,
+        )
+
+    def fresh_system(self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder) -> LatentVideo:
+        """The autoencoder, a tokenizer of the captions, and a transformer and a text encoder that know nothing yet."""
+        stage, device = self.denoiser, next(autoencoder.parameters()).device
+        tokenizer, channels = self._tokenizer(prepared), autoencoder.latent_channels
+        torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
+        sizes = {"d_ff": 2 * stage.text_width, "num_layers": stage.text_layers}
+        heads = max(1, stage.text_width // 64)
+        text = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, stage.text_width, num_heads=heads, **sizes))
+        denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
+        denoiser.init_weights(self.seed)
+        defaults = Defaults(shape.frames, shape.height, shape.width, prepared.fps, stage.sampling)
+        return LatentVideo(autoencoder, denoiser.to(device), text.to(device), tokenizer, defaults)
+
+    def _tokenizer(self, prepared: Prepared) -> Tokenizer:
+        return train_tokenizer((row.caption for row in prepared.rows if row.caption), self.denoiser.words)
+
+    def _costs(self, prepared: Prepared, stride: int) -> list[float]:
+        """Places of a clip's latents, in proportion."""
+        return [((shape.frames - 1) // stride + 1) * shape.height * shape.width for shape in prepared.buckets]
+
+    def _settings(self, prepared: Prepared, made_by: str, finished: Finished | None) -> dict[str, object]:
+        """What must be the same when a run is resumed: folders may move, what is in them may not."""
+        whole = to_dict(self)
+        stage = {name: value for name, value in whole["denoiser"].items() if name not in ("train", "checkpointing")}
+        data = [prepared.identity(bucket) for bucket, numbers in enumerate(prepared.members) if numbers]
+        start = finished.system.fingerprint if finished else ""
+        kept = {"denoiser": stage, "held_out": self.held_out, "seed": self.seed}
+        return {**kept, "data": data, "autoencoder": made_by, "start": start}
+
+
+def _tell(prepared: Prepared, split: Split) -> None:
+    """What the folder holds, in a few lines; a folder without captions is trained on, and that is said."""
+    told = sum(bool(row.caption) for row in prepared.rows)
+    print(f"{prepared.folder}: {len(prepared)} clips, {told} with captions, {len(split.held_out)} held out", flush=True)
+    if not told:
+        print("no clip has a caption: the model learns to make clips, and nothing about prompts", flush=True)
+    if not split.held_out:
+        print("no source is held out: validation is on clips that are trained on", flush=True)
+
+
+def clips() -> ClipsRecipe:
+    """A model of your own clips: from nothing, or a finished model trained on in full (--start)."""
+    return ClipsRecipe(
+        clips_stage(),
+        ClipsDenoiserStage(
+            DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024),
+            TrainConfig(
+                minutes=120,
+                warmup=100,
+                optimizer="muon",
+                matrix_learning_rate=2e-3,
+                validate_every=500,
+                picture_every=500,
+            ),
+        ),
+    )
+
+
+def clips_tiny() -> ClipsRecipe:
+    """Every stage on your own clips in seconds, to see that they and the machine work; what it makes is noise."""
+    steps = TrainConfig(steps=4, warmup=1, precision="float32", log_every=2, validate_every=2, picture_every=4)
+    return ClipsRecipe(
+        ClipsAutoencoderStage(
+            VideoAutoencoderConfig(8, 8, 8, (1, 2, 2), 1, temporal_downsample=(False, True), patch=2),
+            steps,
+            views=Views(pixels=20_000, side=32, frames=5),
+            validation=2,
+        ),
+        ClipsDenoiserStage(
+            DiTConfig(heads=2, head_dim=16, layers=2, ffn_dim=64),
+            steps,
+            batch=2,
+            validation=2,
+            pictured=2,
+            text_width=32,
+            sampling=Sampling(steps=4, guidance=2.0, shift=1.0),
+        ),
+    )
