@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from carrara.recipes.clips import ClipsRecipe, clips, clips_tiny
+from carrara.recipes.clips_autoencoder import ClipsAutoencoderRecipe, clips_autoencoder
+from carrara.recipes.lora import LoRARecipe, lora
 from carrara.recipes.make_a_video import MakeAVideoRecipe, make_a_video, make_a_video_tiny
 from carrara.recipes.motion_features import MotionRecipe, motion_features
 from carrara.recipes.phyworld import phyworld, phyworld_tiny
@@ -15,8 +18,22 @@ from carrara.recipes.pond_decoder import DecoderRecipe, pond_decoder
 from carrara.recipes.pond_distill import DistillRecipe, pond_distill
 from carrara.recipes.vdm import VDMRecipe, vdm, vdm_tiny
 
-Recipe = PondRecipe | DecoderRecipe | DistillRecipe | MotionRecipe | VDMRecipe | MakeAVideoRecipe
+Recipe = (
+    ClipsRecipe
+    | ClipsAutoencoderRecipe
+    | LoRARecipe
+    | PondRecipe
+    | DecoderRecipe
+    | DistillRecipe
+    | MotionRecipe
+    | VDMRecipe
+    | MakeAVideoRecipe
+)
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "clips": clips,
+    "clips-tiny": clips_tiny,
+    "clips-autoencoder": clips_autoencoder,
+    "lora": lora,
     "pond": pond,
     "pond-128": pond_128,
     "pond-tiny": pond_tiny,
