@@ -1,0 +1,98 @@
+"""Which sampler, steps, shift and guidance follow the prompts best? Tried on validation prompts, never on the test set.
+
+python examples/choose_sampling.py runs/pond/denoiser/model -o runs/sampling --steps 20 40 --shift 1 3 --guidance 3 5
+
+makes a clip of every prompt with every combination, reads the written files, and prints a table: how many clips show
+each attribute that was asked for, and everything, with networks evaluated per clip. Prompts are of seed 1000. What has
+been measured is kept in the folder, so that more settings can be added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carrara.core.config import write_json
+from carrara.core.media import write_video
+from carrara.core.types import VideoShape
+from carrara.core.weights import fingerprint
+from carrara.diffusion.samplers import SAMPLERS, evaluations
+from carrara.evaluation.adherence.verdicts import ATTRIBUTES, adherence
+from carrara.evaluation.prompts import Prompt, draw_prompts
+from carrara.evaluation.statistics import Share
+from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.phases import to_bytes
+
+VALIDATION_SEED, BATCH = 1000, 4
+ROWS = (*ATTRIBUTES, "all")
+
+
+def measure(system: LatentVideo, prompts: Sequence[Prompt], sampling: Sampling) -> list[dict[str, bool]]:
+    """The verdicts on a clip of each prompt."""
+    defaults, verdicts = system.defaults, []
+    shape = VideoShape(defaults.frames, defaults.height, defaults.width)
+    with tempfile.TemporaryDirectory() as home, torch.no_grad():
+        path = Path(home) / "clip.mp4"
+        for start in range(0, len(prompts), BATCH):
+            part = prompts[start : start + BATCH]
+            latents = system.sample([p.text for p in part], [p.seed for p in part], shape, sampling)
+            for prompt, frames in zip(part, to_bytes(system.autoencoder.decode(latents))):
+                write_video(path, frames, defaults.fps, overwrite=True)
+                verdicts.append(dict(adherence(path, prompt.asked)[0]))
+    return verdicts
+
+
+def row(name: str, verdicts: Sequence[Mapping[str, bool]], networks: int) -> str:
+    """A line of the table."""
+    cells = []
+    for attribute in ROWS:
+        asked = [found[attribute] for found in verdicts if attribute in found]
+        cells.append(f"{Share(sum(asked), len(asked)).value:.0%}" if asked else "")
+    return "| " + " | ".join([name, str(networks), *cells]) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--actors", type=int, choices=(1, 2), help="only prompts with so many actors")
+    parser.add_argument("--sampler", nargs="+", default=["unipc"], choices=sorted(SAMPLERS))
+    parser.add_argument("--steps", nargs="+", type=int, default=[30])
+    parser.add_argument("--shift", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[4.0])
+    options = parser.parse_args()
+    system = LatentVideo.load(options.model)
+    prompts = draw_prompts(options.prompts, VALIDATION_SEED)
+    if options.actors:
+        prompts = [prompt for prompt in prompts if len(prompt.scene.actors) == options.actors]
+    kept = options.output / "sampling.json"
+    about: dict[str, Any] = {
+        "model": fingerprint(sorted(options.model.rglob("*.safetensors"))),
+        "prompts": [p.text for p in prompts],
+    }
+    past: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else about | {"settings": {}}
+    if {name: past[name] for name in about} != about:
+        raise SystemExit(f"{kept}: measured on another model or other prompts; give another folder")
+    print("| setting | networks | " + " | ".join(ROWS) + " |")
+    print("|---" * (2 + len(ROWS)) + "|")
+    for sampler, steps, shift, guidance in product(options.sampler, options.steps, options.shift, options.guidance):
+        name = f"{sampler}, {steps} steps, shift {shift:g}, guidance {guidance:g}"
+        if name not in past["settings"]:
+            sampling = replace(system.defaults.sampling, sampler=sampler, steps=steps, shift=shift, guidance=guidance)
+            past["settings"][name] = measure(system, prompts, sampling)
+            write_json(kept, past)
+        sides = 1 if guidance == 1 else 2
+        print(row(name, past["settings"][name], sides * evaluations(sampler, steps)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The example that compares settings of sampling: every clip is judged once, and nothing is mixed up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import carrara
+from carrara.evaluation.prompts import draw_prompts
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+import choose_sampling
+
+MODEL = Path(carrara.__file__).parent / "models" / "pond"
+
+
+def test_settings_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
+    def table(*options: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["x", str(MODEL), "-o", str(tmp_path), "--prompts", "2", *options])
+        choose_sampling.main()
+        return capsys.readouterr().out.splitlines()[2:]
+
+    first = table("--steps", "1")
+    kept = json.loads((tmp_path / "sampling.json").read_text())
+    assert kept["prompts"] == [prompt.text for prompt in draw_prompts(2, choose_sampling.VALIDATION_SEED)]
+    assert [len(found) for found in kept["settings"].values()] == [2]
+    monkeypatch.setattr(choose_sampling, "BATCH", 0)  # sampling again would fail
+    assert table("--steps", "1") == first
+    assert first[0].startswith("| unipc, 1 steps, shift 1, guidance 4 | 2 |")
+    monkeypatch.setattr(choose_sampling, "BATCH", 2)
+    assert len(table("--steps", "1", "--guidance", "4", "1")) == 2
+    with pytest.raises(SystemExit, match="other prompts"):
+        table("--prompts", "3")
+
+
+def test_a_row_counts_only_what_was_asked():
+    verdicts = [{"colour": True, "all": True}, {"colour": False, "size": True, "all": False}]
+    cells = dict(zip(("name", "networks", *choose_sampling.ROWS), choose_sampling.row("x", verdicts, 9).split(" | ")))
+    assert (cells["colour"], cells["size"], cells["motion"]) == ("50%", "100%", "")
