@@ -149,8 +149,11 @@ class _ModulatedNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, scale, mean, rate = ctx.saved_tensors
         gradient = gradient.to(x.dtype)
-        by_shift = gradient.sum_to_size(shift.shape)  # the gradient itself, if nothing is summed
-        by_scale = (x - mean).mul_(rate).mul_(gradient).sum_to_size(scale.shape)
+        by_shift = by_scale = None
+        if ctx.needs_input_grad[1]:
+            by_shift = gradient.sum_to_size(shift.shape)  # the gradient itself, if nothing is summed
+        if ctx.needs_input_grad[2]:
+            by_scale = (x - mean).mul_(rate).mul_(gradient).sum_to_size(scale.shape)
         by_x = torch.ops.aten.native_layer_norm_backward(
             gradient * (1 + scale), x, x.shape[-1:], mean, rate, None, None, [True, False, False]
         )[0]
@@ -170,7 +173,9 @@ class _GatedSum(Function):
         h, gate = ctx.saved_tensors
         if gate is None:
             return gradient, gradient.to(h.dtype), None
-        by_gate = h.to(gradient.dtype, copy=True).mul_(gradient).sum_to_size(gate.shape)
+        by_gate = None
+        if ctx.needs_input_grad[2]:
+            by_gate = h.to(gradient.dtype, copy=True).mul_(gradient).sum_to_size(gate.shape)
         return gradient, (gradient * gate).to(h.dtype), by_gate
 
 
@@ -199,7 +204,7 @@ class _NormedHeads(Function):
             _pairs(split).mul_(torch.view_as_complex(turns).conj().resolve_conj()[..., None, :])
         by_x, normed = split.flatten(2), x.to(rate.dtype) * rate
         product = by_x * normed
-        by_weight = product.sum((0, 1))
+        by_weight = product.sum((0, 1)) if ctx.needs_input_grad[1] else None
         along = product.mul_(weight).mean(-1, keepdim=True)
         by_x.mul_(weight).addcmul_(normed, along, value=-1).mul_(rate)
         return by_x.to(x.dtype), by_weight, None, None, None, None
