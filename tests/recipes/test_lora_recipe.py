@@ -11,14 +11,17 @@ import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
+from tests.data.prepared_folder import Clip, write_prepared
 from tests.systems.wan_fixtures import carrara_system, random_pipeline
 
 from carrara.core.types import VideoShape
 from carrara.data.latents import LatentBatch, LatentCache, write_latents
+from carrara.data.pond.sampling import SINGLES
 from carrara.recipes import RECIPES
 from carrara.recipes.clips_autoencoder import encoder_fingerprint
 from carrara.recipes.lora import LoRA, lora
 from carrara.recipes.lora_clips import LatentClips
+from carrara.recipes.pond_data import PixelSource, encode_clips
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.lora import attach, detach, fresh_terms
 from carrara.systems.lora_files import read_adapter
@@ -166,6 +169,40 @@ def test_several_folders_take_turns(tiny_folder, cache, tmp_path):
         assert not clips.keyframes
     told = {caption for step in range(40) for caption in clips(step).captions}
     assert {"a ball 1", "the ball 1", "a teal ball"} <= told
+
+
+def test_a_prepared_folder_is_encoded_and_a_resumed_run_finds_its_latents(recipe, tmp_path):
+    """Clips of two shapes, images among them, one without a caption."""
+    shapes = [(9, 16, 32)] * 4 + [(1, 16, 32)] * 2 + [(5, 32, 16)] * 2
+    clips = [Clip(shape, number, None if number == 1 else "") for number, shape in enumerate(shapes)]
+    write_prepared(tmp_path / "clips", clips)
+    mine = replace(recipe, clips=(str(tmp_path / "clips"),))
+    phase, settings = mine.phase(tmp_path / "run")
+    told = {caption for step in range(60) for caption in phase.batch(step).captions}
+    assert told == {clip.text or "" for clip in clips}
+    assert {phase.batch(step).latents.shape[2:] for step in range(60)} == {(3, 2, 4), (1, 2, 4), (2, 4, 2)}
+    model = mine.run(tmp_path / "run")
+    assert "square" in read_adapter(model).words
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/latents").rglob("*.safetensors")}
+    assert len(written) == 3
+    assert mine.phase(tmp_path / "run")[1] == settings
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    write_prepared(tmp_path / "odd", [Clip((8, 16, 32), 0)])
+    with pytest.raises(ValueError, match=r"cannot take its 1 clips of .*frames=8"):
+        replace(recipe, clips=(str(tmp_path / "odd"),)).phase(tmp_path / "other")
+
+
+def test_latents_of_the_pond_are_told_anew_at_every_visit(recipe, tiny_folder, tmp_path):
+    """Such a cache has another fingerprint than the model's rounded autoencoder; it is known by what it encodes."""
+    system, source = (
+        LatentVideo.load(tiny_folder),
+        PixelSource(VideoShape(9, 16, 32), 8.0, SINGLES, torch.device("cpu")),
+    )
+    encode_clips(tmp_path / "own", source, system.autoencoder, 0, 4, "as it was trained", 4)
+    phase, _ = replace(recipe, clips=(str(tmp_path / "own"),)).phase(tmp_path / "run")
+    told = [phase.batch(step).captions for step in range(8)]
+    assert len({caption for captions in told for caption in captions}) > 8
+    assert phase.batch(3).captions == told[3]
 
 
 def test_two_experts_each_learn_at_their_levels():
