@@ -35,7 +35,15 @@ from carrara.recipes.clips_autoencoder import (
     open_prepared,
     train_on_clips,
 )
-from carrara.recipes.clips_data import LatentBatches, Split, Views, captioned, check_buckets, encoding, latent_mixture
+from carrara.recipes.clips_data import (
+    LatentBatches,
+    Split,
+    Views,
+    check_buckets,
+    encoding,
+    latent_mixture,
+    validation_batches,
+)
 from carrara.recipes.clips_start import ONE_LEVEL, ClipsDenoiserStage, ClipsPhase, Finished, open_finished
 from carrara.recipes.pond import chosen_device
 from carrara.systems.folder import read_autoencoder
@@ -159,24 +167,19 @@ class ClipsRecipe:
         """Stage three: the model, and the data it learns from."""
         stage = self.denoiser
         bucket = split.main_bucket(prepared)
-        shape, cache = prepared.buckets[bucket], caches[bucket]
-        assert cache is not None
+        shape = prepared.buckets[bucket]
         fields = stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
         if finished:
             system, sampling = finished.system, finished.system.defaults.sampling
             fields = ONE_LEVEL if finished.foreign else fields
         else:
             system, sampling = self.fresh_system(prepared, shape, autoencoder), stage.sampling
-        system.denoiser.checkpointing = stage.checkpointing
-        costs = self._costs(prepared, autoencoder.stride.time)
-        numbers = split.validation(prepared, stage.validation)
-        places = {number: place for place, number in enumerate(prepared.members[bucket])}
-        shown = [prepared.rows[n].caption or "" for n in numbers]
+        mixture = self.mixture(prepared, split, self._costs(prepared, autoencoder.stride.time))
         captions = dict.fromkeys(prepared.rows[n].caption or "" for n in prepared.members[bucket] if n in split.trained)
         return ClipsPhase(
             system,
-            LatentBatches(caches, self.mixture(prepared, split, costs), stage.caption_dropout),
-            captioned(cache[[places[n] for n in numbers]], shown, cache),
+            LatentBatches(caches, mixture, stage.caption_dropout),
+            validation_batches(prepared, split, caches, mixture, stage.validation),
             fields,
             sampling,
             list(captions)[: stage.pictured],
@@ -209,7 +212,7 @@ class ClipsRecipe:
     def _settings(self, prepared: Prepared, made_by: str, finished: Finished | None) -> dict[str, object]:
         """What must be the same when a run is resumed: folders may move, what is in them may not."""
         whole = to_dict(self)
-        stage = {name: value for name, value in whole["denoiser"].items() if name not in ("train", "checkpointing")}
+        stage = {name: value for name, value in whole["denoiser"].items() if name != "train"}
         data = [prepared.identity(bucket) for bucket, numbers in enumerate(prepared.members) if numbers]
         start = finished.system.fingerprint if finished else ""
         kept = {"denoiser": stage, "held_out": self.held_out, "seed": self.seed}

@@ -64,10 +64,14 @@ class Split:
         sizes = [sum(n in self.trained for n in numbers) for numbers in prepared.members]
         return max(range(len(sizes)), key=lambda b: (sizes[b] > 0 and prepared.buckets[b].frames > 1, sizes[b]))
 
-    def validation(self, prepared: Prepared, count: int) -> list[int]:
-        """At most so many numbers of the main bucket: clips held out, or trained on where there are none such."""
-        numbers = prepared.members[self.main_bucket(prepared)]
-        return ([n for n in numbers if n in self.held_out] or [n for n in numbers if n in self.trained])[:count]
+    def validation(self, prepared: Prepared, count: int, bucket: int | None = None) -> list[int]:
+        """At most so many numbers of clips held out, evenly from all of a bucket; of those trained on where nothing is
+        held out. Without a bucket: of the main one, in any case some."""
+        numbers = prepared.members[self.main_bucket(prepared) if bucket is None else bucket]
+        chosen = [n for n in numbers if n in self.held_out]
+        if not chosen and (bucket is None or not self.held_out):
+            chosen = [n for n in numbers if n in self.trained]
+        return [chosen[index * len(chosen) // count] for index in range(count)] if len(chosen) > count else chosen
 
 
 def latent_mixture(
@@ -100,6 +104,24 @@ class LatentBatches:
             "" if draw < self.dropout else record["caption"] or "" for draw, record in zip(draws, clips.records)
         ]
         return captioned(clips, captions, cache), drawn.whole
+
+
+def validation_batches(
+    prepared: Prepared, split: Split, caches: Sequence[LatentCache | None], mixture: Mixture, count: int
+) -> list[CaptionedLatents]:
+    """Fixed batches of at most `count` clips of each bucket, none larger than those that are trained on."""
+    most = {one.bucket: one.batch for one in mixture.sets}
+    batches = []
+    for bucket, (numbers, cache) in enumerate(zip(prepared.members, caches)):
+        if cache is None:
+            continue
+        places = {number: place for place, number in enumerate(numbers)}
+        chosen = split.validation(prepared, count, bucket)
+        for start in range(0, len(chosen), most.get(bucket, 1)):
+            some = chosen[start : start + most.get(bucket, 1)]
+            said = [prepared.rows[number].caption or "" for number in some]
+            batches.append(captioned(cache[[places[number] for number in some]], said, cache))
+    return batches
 
 
 def captioned(clips: LatentBatch, captions: Sequence[str], cache: LatentCache) -> CaptionedLatents:

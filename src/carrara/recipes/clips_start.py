@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carrara.core.config import at_least
 from carrara.core.types import VideoShape
@@ -21,7 +21,7 @@ from carrara.systems.find import find_model
 from carrara.systems.folder import recognise, write_autoencoder
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.lora_phase import RememberedText
-from carrara.systems.phases import CaptionedLatents, DenoiserPhase
+from carrara.systems.phases import CaptionedLatents, DenoiserPhase, film, to_bytes
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 
@@ -41,8 +41,7 @@ class ClipsDenoiserStage:
     captions as one token each, without `start`; keyframes: frames of each clip that are encoded alone;
     fields: shares of the kinds of noise field (foreign models: one level); times: how noise levels are drawn;
     sampling: what the finished model does by default, without `start`; start_rate: learning rates with `start`, as
-    multiples of those of `train`; train_text: with `start`, whether the text encoder of a model made here learns too;
-    checkpointing: compute blocks again instead of keeping them.
+    multiples of those of `train`; train_text: with `start`, whether the text encoder of a model made here learns too.
     """
 
     model: DiTConfig
@@ -61,7 +60,6 @@ class ClipsDenoiserStage:
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start_rate: float = 0.1
     train_text: bool = True
-    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch", "validation", "pictured", "text_width", "text_layers", "words")
@@ -124,15 +122,15 @@ def open_finished(name: str, train_text: bool, device: torch.device) -> Finished
 class ClipsPhase(DenoiserPhase):
     """The denoiser's phase on clips, whose captions were left out, where they are to be, when the batch was drawn.
 
-    foreign: the model was not made here, and is written as such are published. A frozen text encoder is no part of
-    what is trained and saved in checkpoints; the written model has it.
+    validation: fixed batches of any shapes; foreign: the model was not made here, and is written as such are published.
+    A frozen text encoder is no part of what is trained and saved in checkpoints; the written model has it.
     """
 
     def __init__(
         self,
         system: LatentVideo,
         batch: LatentBatches,
-        validation: CaptionedLatents,
+        validation: Sequence[CaptionedLatents],
         mix: FieldMix,
         sampling: Sampling,
         pictured: Sequence[str],
@@ -141,7 +139,8 @@ class ClipsPhase(DenoiserPhase):
         times: TimeDraw | None = None,
         foreign: bool = False,
     ) -> None:
-        super().__init__(system, batch, validation, mix, sampling, pictured, shape, 0.0, times)
+        super().__init__(system, batch, validation[0], mix, sampling, pictured, shape, 0.0, times)
+        self.validations = validation
         self.piece = batch.piece
         self.foreign = foreign
         self.defaults = replace(
@@ -149,6 +148,26 @@ class ClipsPhase(DenoiserPhase):
         )
         if isinstance(system.text_encoder, RememberedText):
             self.module = nn.ModuleDict({"denoiser": system.denoiser})
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss per noise level, the mean over all fixed clips, in no more memory than the largest batch takes."""
+        found: dict[str, float] = {}
+        clips = sum(len(batch.captions) for batch in self.validations)
+        for batch in self.validations:
+            self.validation = batch
+            for name, value in super().validate().items():
+                found[name] = found.get(name, 0.0) + value * len(batch.captions) / clips
+        return found
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """A row of frames for each fixed prompt, from fixed seeds, one clip after the other."""
+        made = []
+        for seed, prompt in enumerate(self.pictured):
+            latents = self.system.sample([prompt], [seed], self.shape, self.sampling)
+            made.append(to_bytes(torch.cat(list(self.system.decode_chunks(latents)), dim=2)))
+        return film(torch.cat(made))
 
     def export(self, folder: Path) -> None:
         """Write the whole model folder; of a foreign model in bfloat16, as it was published, its autoencoder whole."""
