@@ -10,7 +10,7 @@ from carrara.cli import run, training_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-HOURS = ("train pond ", "train pond-decoder ", "train pond-distill ")  # of these only the settings are checked
+HOURS = ("train pond ", "train pond-decoder ", "train pond-distill ", "train clips")  # only their settings are checked
 
 
 def blocks(page: Path, language: str) -> list[str]:
