@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,9 +20,10 @@ from carrara.data.prepared import Prepared
 from carrara.recipes import RECIPES
 from carrara.recipes.clips import ClipsRecipe
 from carrara.recipes.clips_autoencoder import ClipsAutoencoderPhase, encoder_fingerprint, open_autoencoder
-from carrara.recipes.clips_data import LatentBatches, Split, ViewBatches, Views, without_actors
+from carrara.recipes.clips_data import LatentBatches, Split, ViewBatches, Views, encoding, without_actors
 from carrara.recipes.clips_start import open_finished
 from carrara.systems.latent import LatentVideo
+from carrara.systems.phases import to_unit
 from carrara.training.checkpoint import checkpoints
 from carrara.training.loop import Stopped, train
 from carrara.training.metrics import read_metrics
@@ -327,6 +329,17 @@ def test_what_is_held_out_is_not_trained_on_and_validated_on(data):
     assert split.validation(prepared, 99) == (held or sorted(split.trained & set(prepared.members[main])))
     everything = Split.of(prepared, 0, 1)
     assert len(everything.validation(prepared, 4)) == 4
+
+
+@pytest.mark.parametrize("pixels", [1, 4 * 16 * 16 * 2, 10**9])
+def test_a_clip_that_is_encoded_piece_by_piece_is_encoded_as_a_whole(tiny_system, pixels):
+    video = torch.from_numpy(np.stack([Clip((17, 16, 16), n).frames() for n in range(2)]))
+    encode = encoding(tiny_system.autoencoder, pixels, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = tiny_system.autoencoder.encode(to_unit(video))
+    assert encode(video).shape == (2, 4, 5, 2, 2)
+    assert torch.allclose(encode(video), whole, atol=0.02)  # products of bfloat16, summed in another order
+    assert torch.allclose(encode(video[:, :1]), encode(video)[:, :, :1], atol=0.02)
 
 
 def _with_records(batches: LatentBatches, step: int):
