@@ -84,7 +84,7 @@ def _add(tar: tarfile.TarFile, folder: Path, shard: str, number: int, clip: Clip
     row = {"key": key, "shard": shard, "caption": clip.text, "frames": t, "height": h, "width": w, "fps": fps}
     row |= {
         "source": source,
-        "source_sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "source_sha256": hashlib.sha256(repr(source).encode()).hexdigest(),
         "start": 0.0,
         "end": t / fps,
     }

@@ -123,6 +123,12 @@ def test_a_damaged_shard_stops_the_encoding_before_its_bucket_and_keeps_the_othe
     assert not second.exists()
 
 
+def test_a_source_whose_name_is_no_text_is_encoded_like_any_other(tmp_path):
+    prepared = Prepared(write_prepared(tmp_path / "data", [Clip((1, 16, 16), 0, source="caf\udce9.png")]))
+    encoded(prepared, tmp_path / "latents")
+    assert open_latents(prepared, tmp_path / "latents", "enc")[0].records(0)[0]["source"] == "caf\\udce9.png"
+
+
 def test_captions_are_listed_once(prepared):
     captions = captions_of(prepared)
     assert len(captions) == len(set(captions)) == 10

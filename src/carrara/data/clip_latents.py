@@ -158,7 +158,8 @@ def _producer(
 
 def _record(prepared: Prepared, number: int) -> dict[str, Any]:
     row = prepared.rows[number]
-    return {"key": row.key, "caption": row.caption, "source": row.source}
+    source = row.source.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
+    return {"key": row.key, "caption": row.caption, "source": source}
 
 
 def _count(shape: VideoShape, keyframes: int) -> int:
