@@ -36,6 +36,7 @@ An open text-to-video diffusion system.
   evaluate MODEL          measure a model; --clips DIR measures any videos
   lora merge ADAPTER ...  adapters: into a model's weights, for other programs, explained
   data pond DIR           write clips of the simulated world, with captions and truth
+  data prepare SRC DST    prepare your own videos for training; data inspect DST looks at them
 
 `carrara COMMAND --help` lists a command's options; `carrara --version` the version."""
 
@@ -297,12 +298,21 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
 
 
 def data(args: list[str]) -> int:
-    """`carrara data pond`."""
+    """`carrara data pond`, `prepare` and `inspect`."""
+    from carrara.data.prepare.command import COMMANDS as PREPARING
+
     if not args or args[0] in ("-h", "--help"):
-        usage = "usage: carrara data pond DIR [OPTIONS]\n\n`carrara data pond --help` lists the options."
+        usage = (
+            "usage: carrara data pond DIR [OPTIONS]          clips of the simulated world\n"
+            "       carrara data prepare SRC DST [OPTIONS]   your own videos, for training\n"
+            "       carrara data inspect DST                 what a prepared folder holds\n\n"
+            "`carrara data pond --help` lists the options."
+        )
         print(usage, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
-    choose("data set", args[0], {"pond": None})
+    if args[0] in PREPARING:
+        return PREPARING[args[0]](args[1:])
+    choose("data set", args[0], {"pond": None, **PREPARING})
     options = parse(Pond, args[1:], "carrara data pond")
     width, height = parse_size(options.size)
     from carrara.core.progress import progress_bar

@@ -1,0 +1,92 @@
+"""Pieces that show the same: tiny pictures of four moments, a perceptual hash to find likely pairs, a check.
+
+The hash is the sign of the low frequencies of each picture's cosine transform. It alone would call two takes of one
+person in one room the same; so of each likely pair the tiny pictures are compared, and at no place and time may they
+differ by more than what coding and scaling do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 16
+MOMENTS = 4
+_LOW = 8  # frequencies to either side
+_BITS = MOMENTS * _LOW * _LOW
+_BANDS = 24  # hashes that differ in fewer bits than this agree in a whole band
+_SPAN = 219
+
+Thumbs = NDArray[np.uint8]
+"""`moments side side`: brightness in limited range."""
+
+
+def thumb(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture `h w` as means over a grid."""
+    rows, columns = (np.linspace(0, side, SIDE + 1).astype(int) for side in luma.shape)
+    sums = np.add.reduceat(np.add.reduceat(luma, rows[:-1], 0, dtype=np.float64), columns[:-1], 1)
+    areas = np.maximum(np.diff(rows), 1)[:, None] * np.maximum(np.diff(columns), 1)
+    return (sums / areas).round().astype(np.uint8)
+
+
+def thumbs_of(lumas: Sequence[NDArray[np.uint8]]) -> Thumbs:
+    """Four moments of a clip, evenly spread; of a picture four times the same."""
+    chosen = np.linspace(0, len(lumas) - 1, MOMENTS).round().astype(int)
+    made = {index: thumb(lumas[index]) for index in set(chosen.tolist())}
+    return np.stack([made[index] for index in chosen.tolist()])
+
+
+@cache
+def _cosines() -> NDArray[np.float64]:
+    places, waves = np.arange(SIDE) + 0.5, np.arange(_LOW)
+    return np.cos(np.pi / SIDE * places * waves[:, None])
+
+
+def perceptual_hash(thumbs: Thumbs) -> NDArray[np.bool_]:
+    """256 bits: which low frequencies of each moment lie above their median."""
+    waves = np.einsum("ua,tab,vb->tuv", _cosines(), thumbs.astype(np.float64), _cosines()).reshape(MOMENTS, -1)
+    waves[:, 0] = 0.0  # how bright the picture is says nothing of what it shows
+    return (waves > np.median(waves, axis=1, keepdims=True)).reshape(-1)
+
+
+def distance(one: Thumbs, other: Thumbs) -> float:
+    """The largest difference at any place and moment, as a share of white."""
+    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).max()) / _SPAN
+
+
+class Duplicates:
+    """The pieces so far, searched by bands of their hashes: hashes that differ in fewer bits than there are bands agree
+    in at least one band (the pigeonhole principle), so likely pairs are found without comparing all."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self._names: list[int] = []
+        self._hashes: list[NDArray[np.bool_]] = []
+        self._thumbs: list[Thumbs] = []
+        self._bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+
+    def find(self, thumbs: Thumbs) -> int | None:
+        """The first piece that shows the same, if one does."""
+        bits = perceptual_hash(thumbs)
+        likely = sorted({index for key in self._keys(bits) for index in self._bands.get(key, ())})
+        for index in likely:
+            if (self._hashes[index] != bits).sum() < _BANDS and distance(self._thumbs[index], thumbs) <= self.threshold:
+                return self._names[index]
+        return None
+
+    def add(self, name: int, thumbs: Thumbs) -> None:
+        """A piece that is kept."""
+        bits = perceptual_hash(thumbs)
+        for key in self._keys(bits):
+            self._bands[key].append(len(self._names))
+        self._names.append(name)
+        self._hashes.append(bits)
+        self._thumbs.append(thumbs)
+
+    @staticmethod
+    def _keys(bits: NDArray[np.bool_]) -> list[tuple[int, bytes]]:
+        return [(band, np.packbits(part).tobytes()) for band, part in enumerate(np.array_split(bits, _BANDS))]
