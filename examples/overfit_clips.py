@@ -34,7 +34,7 @@ from carrara.systems.phases import film, to_bytes, to_unit
 
 
 def handful() -> ClipsRecipe:
-    """A small model for a handful of clips of about 64 x 48: six clips of 9 frames came back after 12 minutes of one core."""
+    """A small model for a handful of clips of about 64 x 48: six of 9 frames each came back in 12 minutes of a core."""
     made = clips()
     eye = VideoAutoencoderConfig(32, None, 16, (1, 2, 2), 1, temporal_downsample=(False, True), patch=2)
     rates = {"learning_rate": 1e-3, "matrix_learning_rate": 2e-3, "ema": 0.99, "warmup": 20}
