@@ -37,6 +37,7 @@ from carrara.nn.fused import gated_sum, modulated_norm
 from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype
 from carrara.nn.packing import pack
 from carrara.nn.positions import grid_positions, rotations
+from carrara.nn.sequence import Parts, SequenceGroup, check_heads
 
 __all__ = [
     "WAN_1_3B",
@@ -65,13 +66,20 @@ class Block(nn.Module):
         self.mlp = MLP(config.dim, config.ffn_dim, config.dim)
 
     def forward(
-        self, x: Tensor, levels: Levels, turns: Tensor, text: Pair, bias: Tensor, image: Pair | None = None
+        self,
+        x: Tensor,
+        levels: Levels,
+        turns: Tensor,
+        text: Pair,
+        bias: Tensor,
+        image: Pair | None = None,
+        parts: Parts | None = None,
     ) -> Tensor:
         dtype, groups = compute_dtype(self.self_attention.q.weight), x.shape[1]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = levels.spread(self.modulation)
 
         h = modulated_norm(x, shift, scale, self.eps, dtype)
-        h = self.self_attention(h.flatten(1, 2), turns).unflatten(1, (groups, -1))
+        h = self.self_attention(h.flatten(1, 2), turns, parts).unflatten(1, (groups, -1))
         x = gated_sum(x, h, gate)
 
         h = norm32(self.cross_norm, x).to(dtype)
@@ -91,15 +99,18 @@ class Pass:
     embedded: Levels
     grid: tuple[int, int, int]  # frames, rows and columns of tokens, keyframes not among them
     dtype: torch.dtype
+    parts: Parts | None = None  # how the tokens are spread over processes, where they are
 
 
 class DiT(nn.Module):
-    """The Wan transformer. Set `checkpointing` to recompute blocks in the backward pass instead of keeping them."""
+    """The Wan transformer. Set `checkpointing` to recompute blocks in the backward pass instead of keeping them;
+    `split_sequence` has several processes work on the same clips."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
+        self.sequence: SequenceGroup | None = None
         dim = config.dim
         self.patches = Patches(config.in_channels, dim, config.patch)
         self.level = LevelEmbedding(dim, config.frequencies, chunks=6)
@@ -153,16 +164,21 @@ class DiT(nn.Module):
             extra = keyframes.levels
         turns = rotations(grid_positions(times, rows, columns), self.config.head_dim)
         embedded, levels = self._levels(t, extra, b, frames, rows * columns)
-        keys = text if isinstance(text, TextKeys) else self.read_text(text, image)
+        # The class's method: on an instance whose weights are sharded it stands for a call from outside.
+        keys = text if isinstance(text, TextKeys) else DiT.read_text(self, text, image)
         if keys.batch != b:
             raise ValueError(f"{keys.batch} prompts for {b} clips: give one prompt per clip")
-        tokens = tokens.reshape(b, levels.groups[1], -1, tokens.shape[-1])
-        return tokens, Pass(levels, turns, keys, embedded, (frames, rows, columns), x.dtype)
+        tokens, parts = tokens.reshape(b, levels.groups[1], -1, tokens.shape[-1]), None
+        if self.sequence is not None:
+            parts = self.sequence.split(*tokens.shape[1:3])
+            tokens, turns = parts.own(tokens), parts.own_flat(turns)
+            levels, embedded = parts.own_levels(levels), parts.own_levels(embedded)
+        return tokens, Pass(levels, turns, keys, embedded, (frames, rows, columns), x.dtype, parts)
 
     def through(self, tokens: Tensor, known: Pass, start: int = 0, stop: int | None = None) -> Tensor:
         """The blocks from `start` up to `stop`, all of them if None."""
         for index in range(len(self.blocks))[start:stop]:
-            block, given = self.blocks[index], (known.levels, known.turns, *known.keys.of_block(index))
+            block, given = self.blocks[index], (known.levels, known.turns, *known.keys.of_block(index), known.parts)
             if self.checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, *given, use_reentrant=False)
             else:
@@ -175,7 +191,11 @@ class DiT(nn.Module):
         shift, scale = known.embedded.spread(self.head_modulation)
         tokens = modulated_norm(tokens, shift, scale, self.config.eps, compute_dtype(self.head.weight))
         pf, ph, pw = self.config.patch
-        flow = self.head(rearrange(tokens, "b g s d -> b (g s) d")[:, : frames * rows * columns]).to(known.dtype)
+        count = frames * rows * columns
+        if known.parts is None:
+            flow = self.head(rearrange(tokens, "b g s d -> b (g s) d")[:, :count]).to(known.dtype)
+        else:
+            flow = known.parts.join(self.head(tokens).to(known.dtype)).flatten(1, 2)[:, :count]
         pattern = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
         return rearrange(flow, pattern, f=frames, h=rows, pf=pf, ph=ph, pw=pw)
 
@@ -194,6 +214,25 @@ class DiT(nn.Module):
         bias = torch.cat((real.float(), (text.padded_length - lengths).float()), dim=1).log()  # log 0: not there
         blocks = tuple(block.cross_attention.read(read) for block in self.blocks)
         return TextKeys(blocks, bias[:, None, None], self._read_image(image, b))
+
+    def split_sequence(self, group: SequenceGroup | None) -> None:
+        """From now on this process works on its part of every clip's tokens; the flow is that of the whole.
+
+        Raises ValueError where heads cannot be shared out.
+        """
+        if group is not None:
+            check_heads(self.config.heads, group.size)
+        self.sequence = group
+
+    def units(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """What is sharded together, from the inside out, each with the methods besides `forward` that use its weights.
+
+        Keys of the text are read for all blocks before the first of them runs, so their layers are units of their own.
+        """
+        found: list[tuple[nn.Module, tuple[str, ...]]] = []
+        for block in self.blocks:
+            found += [(block.cross_attention, ("read", "read_image")), (block, ())]
+        return [*found, (self, ("read_text",))]
 
     def pack(self) -> None:
         """Let every block's queries, keys and values be one product at inference (`nn/packing.py`).

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from carrara.nn import fused
 from carrara.nn.layers import Linear, compute_dtype
 from carrara.nn.packing import side_by_side
+from carrara.nn.sequence import Parts
 
 SHORT = 2048
 """On CPUs with gradients, up to so many keys, plain products beat the streaming kernel (80: 3 times; 1280: 1.2)."""
@@ -95,11 +96,11 @@ class Projections(nn.Module):
 class Attention(Projections):
     """A sequence attends to itself."""
 
-    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
-        """`b n d` -> `b n d`. turns: rotary turns of the tokens."""
+    def forward(self, x: Tensor, turns: Tensor | None = None, parts: Parts | None = None) -> Tensor:
+        """`b n d` -> `b n d`. turns: rotary turns of the tokens; parts: where other processes have more tokens."""
         q, k, v = side_by_side((self.q, self.k, self.v), x)
-        q = self.normed(q, self.norm_q, turns, self.scale)
-        return self.merge(attend(q, self.normed(k, self.norm_k, turns), self.split(v)))
+        q, k, v = self.normed(q, self.norm_q, turns, self.scale), self.normed(k, self.norm_k, turns), self.split(v)
+        return self.merge(attend(q, k, v) if parts is None else parts.exchange(attend, q, k, v))
 
     def weights(self, x: Tensor, turns: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
         """How much of every token the tokens `queries` take in: `b h n m`, rows sum to 1.

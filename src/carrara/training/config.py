@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carrara.core.config import to_dict
 
 # What a resumed run may change: how long it goes on and what it reports, but nothing that decides a step.
 FREE = frozenset(
     {
         "steps", "minutes", "decay_at", "max_skips", "prefetch", "log_every", "validate_every", "picture_every",
-        "checkpoint_every", "checkpoint_every_minutes", "keep", "threads",
+        "checkpoint_every", "checkpoint_every_minutes", "keep", "threads", "parallel",
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run is spread over the processes that torchrun or Slurm have started; none of it changes what is learned.
+
+    shard: parts that can be (transformers) are split over all processes: weights, gradients, optimizer state and
+    averages (FSDP2); otherwise, and for other parts, every process holds a copy. sequence: so many processes work on
+    the same clips, each on some of the tokens, for clips too long for one. recompute: blocks of transformers are
+    computed again in the backward pass instead of being kept. timeout_minutes: how long a process waits for another.
+    """
+
+    shard: bool = True
+    sequence: int = 1
+    recompute: bool = False
+    timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check("parallel.sequence", self.sequence, self.sequence >= 1, "at least 1")
+        _check("parallel.timeout_minutes", self.timeout_minutes, self.timeout_minutes > 0, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,8 @@ class TrainConfig:
     Gradients are clipped to the norm `clip` (0: not). `max_skips` non-finite steps in a row end the run.
     Intervals are in steps, 0 for never; `threads` 0 leaves torch's own choice. `keep` are steps whose averaged weights
     are validated and exported to `kept/step-<n>`, so that one run at a constant rate gives models of several budgets.
+    `pieces`: every batch is computed in so many parts with draws of their own, one after the other or on as many
+    processes; the same run on any number of processes that divides it. 0: as many as there are processes, 1 on one.
     """
 
     steps: int | None = None
@@ -51,6 +78,8 @@ class TrainConfig:
     checkpoint_every_minutes: float = 5.0
     keep: tuple[int, ...] = ()
     threads: int = 0
+    pieces: int = 0
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None and self.decay_at is None:
@@ -66,7 +95,7 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("warmup", "weight_decay", "clip", "log_every", "validate_every", "picture_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("checkpoint_every", "checkpoint_every_minutes", "threads"):
+        for name in ("checkpoint_every", "checkpoint_every_minutes", "threads", "pieces"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _check("decay_at", self.decay_at, self.decay_at is None or self.decay_at >= 0, "a step, at least 0")
         _check("keep", self.keep, all(step >= 1 for step in self.keep), "steps, each at least 1")
@@ -84,3 +113,23 @@ def _check(name: str, value: object, good: bool, wanted: str) -> None:
 def _among(name: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(options)}")
+
+
+def check_same(past: Mapping[str, Any], now: Mapping[str, Any], path: Path, prefix: str = "") -> None:
+    """Refuse to resume under other settings, naming the first that differs.
+
+    A setting of training that the checkpoint does not know yet had its default.
+    """
+    if prefix == "train.":
+        past = {**{key: value for key, value in to_dict(TrainConfig(steps=1)).items() if key in now}, **past}
+    for key in [*past, *(key for key in now if key not in past)]:
+        name, old, new = f"{prefix}{key}", past.get(key), now.get(key)
+        if prefix == "train." and key in FREE:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            check_same(old, new, path, f"{name}.")
+        elif old != new:
+            raise ValueError(
+                f"{path}: was trained with {name}={old!r}, now it is {new!r}; "
+                "set it back to resume, or train in a new folder"
+            )

@@ -3,6 +3,8 @@
 Not standard: a run's randomness is a function of (seed, step) and its learning rate of (step, decay), so a checkpoint
 is only weights, averages, optimizer state and a few numbers, and a resumed run repeats the uninterrupted one bit for
 bit (at an equal thread count). A step whose loss or gradient is not finite is skipped before it touches anything.
+Any number of processes run this same code: what decides a step is agreed on (`parallel.py`), what is theirs of the
+weights and of a batch is said elsewhere (`sharding.py`, `pieces.py`), and the first of them writes.
 """
 
 from __future__ import annotations
@@ -11,23 +13,41 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carrara.core.config import to_dict, write_json
 from carrara.core.types import Phase
-from carrara.data.batches import mix
-from carrara.training.checkpoint import TrainState, checkpoints, load_checkpoint, load_ema, read_state, save_checkpoint
-from carrara.training.config import FREE, TrainConfig
+from carrara.training.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    load_ema,
+    read_state,
+    remove_partial,
+    save_checkpoint,
+)
+from carrara.training.config import TrainConfig, check_same
 from carrara.training.metrics import MetricsFile, Progress, Window, clock_time, sample_count, save_picture
-from carrara.training.optim import Average, Optimizers, block_matrices, ema_decay, trainable
-from carrara.training.process import Ahead, keep_freed_memory, random_state_kept, stop_requests, thread_count
+from carrara.training.muon import muon_of
+from carrara.training.optim import Average, Optimizers, block_matrices, ema_decay
+from carrara.training.parallel import Team, join, others_watched
+from carrara.training.pieces import Piece, Pieces
+from carrara.training.process import (
+    Ahead,
+    full_disk_told,
+    keep_freed_memory,
+    random_state_kept,
+    stop_requests,
+    thread_count,
+)
 from carrara.training.schedule import decay_due, rate, seconds_left
+from carrara.training.sharding import Gathered, spread
 
 __all__ = ["Stopped", "TrainConfig", "load_ema", "train"]
 
@@ -50,13 +70,16 @@ def train(
 
     In the folder: `config.json`, `metrics.jsonl`, `pictures/step-<n>.png`, `checkpoints/`, and the exports of
     `config.keep` in `kept/step-<n>`. Where it already holds a checkpoint, the run goes on from there. `settings` are
-    JSON values that define the run besides `config` (the recipe): a resumed run must have the same. Raises ValueError
-    for a checkpoint of other settings or a damaged one, Stopped after Ctrl-C or SIGTERM, FloatingPointError after
-    `config.max_skips` steps in a row that were not finite.
+    JSON values that define the run besides `config` (the recipe): a resumed run must have the same, on any number of
+    processes. Raises ValueError for a checkpoint of other settings or a damaged one, Stopped after Ctrl-C or SIGTERM,
+    FloatingPointError after `config.max_skips` steps in a row that were not finite, OSError for a full disk, Lost where
+    another process of the run has ended. Whatever is raised, the last checkpoint stands.
     """
     keep_freed_memory()
-    with thread_count(config.threads), random_state_kept(), stop_requests() as stop:
-        run = _Run(phase, config, folder, settings or {}, Progress(out), clock)
+    team = join(config.parallel)
+    told, watched = full_disk_told(folder), others_watched(team)
+    with thread_count(config.threads), random_state_kept(), stop_requests(once=team.alone) as stop, told, watched:
+        run = _Run(phase, config, folder, settings or {}, Progress(out, quiet=not team.first), clock, team)
         try:
             run.go(stop)
             return run.finish()
@@ -80,46 +103,63 @@ class _Run:
         settings: Mapping[str, Any],
         progress: Progress,
         clock: Callable[[], float],
+        team: Team,
     ) -> None:
-        self.phase, self.config, self.folder, self.progress, self.clock = phase, config, folder, progress, clock
+        self.phase, self.config, self.folder, self.progress = phase, config, folder, progress
+        self.team, self.clock = team, team.clock(clock)
         self.settings = {"train": to_dict(config), "recipe": dict(settings)}
         self.module: nn.Module = phase.module
-        parameters = trainable(self.module)
-        self.device = next(iter(parameters.values())).device
-        self.average = Average(parameters)
-        self.optimizers = Optimizers(parameters, getattr(phase, "is_matrix", block_matrices(self.module)), config)
+        self.pieces = Pieces.of(config.pieces, team.share, team.shares)
+        if team.sequence > 1 and getattr(phase, "content_head", None) is not None:
+            raise ValueError(
+                f"parallel.sequence={team.sequence}: a content head looks at all tokens at once; "
+                "set alignment.weight to 0 or parallel.sequence to 1"
+            )
+        self.held = held = spread(self.module, team, config)
+        self.device = next(iter(held.local.values())).device
+        self.average = Average(held.local, in_place=bool(held.rows))
+        is_matrix = getattr(phase, "is_matrix", block_matrices(self.module))
+        self.optimizers = Optimizers(
+            held.local, lambda name, _: is_matrix(name, held.parameters[name]), config, muon_of(held)
+        )
         self.generator = torch.Generator(self.device)
         self.state = TrainState()
         self.saved_at: int | None = None
+        self.agreed = False  # whether all processes stop after the same step
         self.whole = True  # false while an update is under way: such a state is never saved
         found = checkpoints(folder)
         if found:
             self.state, past = read_state(found[-1])
-            _check_same(past, self.settings, found[-1])
-            load_checkpoint(found[-1], self.module, self.average, self.optimizers)
+            check_same(past, self.settings, found[-1])
+            load_checkpoint(found[-1], held, self.average, self.optimizers)
             self.saved_at = self.state.step
-        write_json(folder / "config.json", self.settings)
-        self.metrics = MetricsFile(folder / "metrics.jsonl", self.state.step)
+        team.wait()
+        if team.first:
+            remove_partial(folder)
+            write_json(folder / "config.json", self.settings)
+        self.metrics = MetricsFile(folder / "metrics.jsonl" if team.first else None, self.state.step)
         self.metrics.write("event", self.state.step, event="resumed" if found else "started")
         self.progress.say(f"{'resuming after' if found else 'training from'} step {self.state.step} in {folder}")
         self.window = Window()
-        self.began = self.logged = self.saved = clock()
+        self.began = self.logged = self.saved = self.clock()
 
     def go(self, stop: threading.Event) -> None:
         """Step until the decay has ended."""
         self.logged = self.saved = self.clock()
         self.began = self.logged - self.state.seconds
-        with Ahead(self.phase.batch, self.config.prefetch) as ahead:
+        with Ahead(lambda step: self.pieces.of_step(self.phase, step), self.config.prefetch) as ahead:
             while not self._ended():
-                batch = ahead.get(self.state.step)
-                parts, norm = self._gradients(batch)
+                pieces = ahead.get(self.state.step)
+                parts, norm = self._gradients(pieces)
+                samples = sum(sample_count(piece.batch) for piece in pieces) * self.team.shares
                 if all(math.isfinite(value) for value in (norm, *parts.values())):
                     self._update(norm)
-                    self.window.add({**parts, "gradient_norm": norm}, sample_count(batch))
+                    self.window.add({**parts, "gradient_norm": norm}, samples)
                 else:
-                    self._skip(parts, norm, sample_count(batch))
+                    self._skip(parts, norm, samples)
                 self._report()
-                if stop.is_set():
+                if self.team.any(stop.is_set()):
+                    self.agreed = True
                     raise KeyboardInterrupt
 
     def _ended(self) -> bool:
@@ -133,24 +173,34 @@ class _Run:
                 self.progress.say(f"decay from step {state.decay.start} to the end at {state.decay.end}")
         return state.decay is not None and state.step >= state.decay.end
 
-    def _gradients(self, batch: Any) -> tuple[dict[str, float], float]:
-        """Leave gradients in the parameters; returns the loss parts and the gradients' norm (one wait for a GPU)."""
-        seed = mix(self.config.seed, self.state.step)
-        torch.manual_seed(seed)  # for what draws from the global generator, such as dropout
-        self.optimizers.zero_grad()
-        with self._autocast():
-            parts = self.phase.loss(batch, self.state.step, self.generator.manual_seed(seed))
-        parts["loss"].backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.average.parameters.values() if p.grad is not None])
-        *values, length = torch.stack([v.detach().float().to(self.device) for v in (*parts.values(), norm)]).tolist()
-        return dict(zip(parts, values)), length
+    def _gradients(self, pieces: Sequence[Piece]) -> tuple[dict[str, float], float]:
+        """Leave gradients in the local weights; returns the loss parts, which are means over all pieces, and the
+        gradients' norm (one wait for a GPU)."""
+        self.held.zero_gradients()
+        names: list[str] = []
+        total: Tensor | None = None
+        for piece in pieces:
+            seed = self.pieces.seed(self.config.seed, self.state.step, piece.number)
+            torch.manual_seed(seed)  # for what draws from the global generator, such as dropout
+            with self._autocast():
+                parts = self.phase.loss(piece.batch, self.state.step, self.generator.manual_seed(seed))
+            share = piece.weight / len(pieces)
+            (parts["loss"] if share == 1 else parts["loss"] * share).backward()
+            names = list(parts)
+            values = torch.stack([v.detach().float().to(self.device) for v in parts.values()]) * share
+            total = values if total is None else total + values
+        assert total is not None
+        self.held.take_gradients()
+        norm = self.held.norm()
+        *means, length = torch.cat((self.team.mean(total), norm.detach().float().to(self.device)[None])).tolist()
+        return dict(zip(names, means)), length
 
     def _update(self, norm: float) -> None:
         state = self.state
         self.whole = False
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_(
-                [p.grad for p in self.average.parameters.values() if p.grad is not None], self.config.clip / norm
+                [p.grad for p in self.held.local.values() if p.grad is not None], self.config.clip / norm
             )
         self.optimizers.step(rate(state.step, self.config.warmup, state.decay))
         self.average.update(ema_decay(state.step - state.skipped, self.config.ema))
@@ -226,28 +276,33 @@ class _Run:
     def _picture(self) -> None:
         with self._averaged():
             image = self.phase.picture()
-        if image is not None:
+        if image is not None and self.team.first:
             save_picture(image, self.folder / "pictures" / f"step-{self.state.step:06d}.png")
 
     def _save(self) -> None:
         if self.saved_at != self.state.step:
-            save_checkpoint(self.folder, self.module, self.average, self.optimizers, self.state, self.settings)
+            save_checkpoint(self.folder, self.held, self.average, self.optimizers, self.state, self.settings)
             self.saved_at = self.state.step
         self.saved = self.clock()
 
     def _export(self, target: Path) -> None:
         """Export averaged weights under this name, which is there only once it is whole."""
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with self._averaged():
-            self.phase.export(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with self._averaged(), Gathered(self.held):
+            if self.team.first:
+                partial = target.with_name(f".{target.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                try:
+                    self.phase.export(partial)
+                    shutil.rmtree(target, ignore_errors=True)
+                    partial.rename(target)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        self.team.wait()
 
     def stop(self) -> None:
-        """Save the state, unless an update was cut in two (then the last checkpoint stands)."""
-        if self.whole:
+        """Save the state, unless an update was cut in two or others do not know of it (the last checkpoint stands)."""
+        if self.whole and (self.team.alone or self.agreed):
             self._save()
             self.metrics.write("event", self.state.step, event="stopped")
 
@@ -286,18 +341,3 @@ class _Run:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_same(past: Mapping[str, Any], now: Mapping[str, Any], path: Path, prefix: str = "") -> None:
-    """Refuse to resume under other settings, naming the first that differs."""
-    for key in [*past, *(key for key in now if key not in past)]:
-        name, old, new = f"{prefix}{key}", past.get(key), now.get(key)
-        if prefix == "train." and key in FREE:
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            _check_same(old, new, path, f"{name}.")
-        elif old != new:
-            raise ValueError(
-                f"{path}: was trained with {name}={old!r}, now it is {new!r}; "
-                "set it back to resume, or train in a new folder"
-            )

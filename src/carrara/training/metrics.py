@@ -19,23 +19,32 @@ from torch import Tensor
 
 
 class MetricsFile:
-    """Appends lines to a file. Opening it for a resumed run drops what lies beyond the step that is resumed from."""
+    """Appends lines to a file. Opening it for a resumed run drops what lies beyond the step that is resumed from.
 
-    def __init__(self, path: Path, step: int) -> None:
+    Without a path nothing is written: of several processes one tells.
+    """
+
+    def __init__(self, path: Path | None, step: int) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             partial.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add one line; numbers that JSON cannot say (not finite) become null."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **_plain(values)}, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -81,10 +90,14 @@ class Window:
 
 
 class Progress:
-    """One line that rewrites itself on a terminal; elsewhere plain lines, no more than one in ten seconds."""
+    """One line that rewrites itself on a terminal; elsewhere plain lines, no more than one in ten seconds.
 
-    def __init__(self, out: TextIO | None = None, every: float = 10.0) -> None:
+    quiet: nothing at all, for all but one of several processes.
+    """
+
+    def __init__(self, out: TextIO | None = None, every: float = 10.0, quiet: bool = False) -> None:
         self.out = out or sys.stderr
+        self.quiet = quiet
         self.live = self.out.isatty()
         self.every = every
         self._last = -math.inf
@@ -92,6 +105,8 @@ class Progress:
 
     def show(self, line: str, now: float) -> None:
         """Show the present state; `now` in seconds decides whether a plain line is due."""
+        if self.quiet:
+            return
         if self.live:
             self.out.write(f"\r\x1b[K{line}")
             self._open = True
@@ -102,6 +117,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
+        if self.quiet:
+            return
         self.out.write(("\r\x1b[K" if self._open else "") + line + "\n")
         self._open = False
         self.out.flush()

@@ -7,9 +7,11 @@ is to Muon the matrix of its filters. Vectors (norms, biases) are never decayed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,12 @@ from torch.optim import AdamW, Muon, Optimizer
 from carrara.training.config import TrainConfig
 
 IsMatrix = Callable[[str, nn.Parameter], bool]
+MakeMuon = Callable[..., list[Optimizer]]
+
+
+def whole_muon(matrices: dict[str, nn.Parameter], **settings: Any) -> list[Optimizer]:
+    """Muon for matrices that this process holds whole."""
+    return [Muon(list(matrices.values()), **settings)]
 
 
 def block_matrices(module: nn.Module) -> IsMatrix:
@@ -47,7 +55,14 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 class Optimizers:
     """One or two optimizers over a module's parameters, stepped together at a common share of their learning rates."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], is_matrix: IsMatrix, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        is_matrix: IsMatrix,
+        config: TrainConfig,
+        make_muon: MakeMuon | None = None,
+    ) -> None:
+        """make_muon: of matrices by name and Muon's settings; for those of which this process holds some rows."""
         self.parameters = parameters
         matrices = {n: p for n, p in parameters.items() if config.optimizer == "muon" and is_matrix(n, p)}
         others = {n: p for n, p in parameters.items() if n not in matrices}
@@ -62,15 +77,15 @@ class Optimizers:
         if groups:
             self.parts.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True))
         # Muon takes matrices only, so a convolution's filters are seen as rows; the storage is the parameter's own.
-        self.rows = {n: nn.Parameter(p.data.view(len(p), -1)) for n, p in matrices.items() if p.ndim > 2}
+        self.rows = {
+            n: nn.Parameter(p.data.view(len(p), math.prod(p.shape[1:]))) for n, p in matrices.items() if p.ndim > 2
+        }
         if matrices:
-            self.parts.append(
-                Muon(
-                    [self.rows.get(name, parameter) for name, parameter in matrices.items()],
-                    lr=config.matrix_learning_rate,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+            self.parts += (make_muon or whole_muon)(
+                {name: self.rows.get(name, parameter) for name, parameter in matrices.items()},
+                lr=config.matrix_learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
         self.full_rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
@@ -83,10 +98,6 @@ class Optimizers:
             for group, full in zip(part.param_groups, rates):
                 group["lr"] = full * share
             part.step()
-
-    def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, named `<parameter>/<key>`."""
@@ -112,10 +123,13 @@ def ema_decay(updates: int, ceiling: float) -> float:
 
 
 class Average:
-    """An exponential moving average of parameters, in float32."""
+    """An exponential moving average of parameters, in float32.
 
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        self.parameters = parameters
+    in_place: the storages of the parameters are known elsewhere (rows of sharded weights), so contents change places.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], in_place: bool = False) -> None:
+        self.parameters, self.in_place = parameters, in_place
         self.values = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
@@ -125,7 +139,7 @@ class Average:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the module's weights are the averaged ones; storages change places, nothing is copied."""
+        """Inside, the module's weights are the averaged ones; storages change places, and nothing is copied."""
         self._swap()
         try:
             yield
@@ -134,4 +148,9 @@ class Average:
 
     def _swap(self) -> None:
         for name, parameter in self.parameters.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+            if self.in_place:
+                held = parameter.detach().clone()
+                parameter.data.copy_(self.values[name])
+                self.values[name].copy_(held)
+            else:
+                parameter.data, self.values[name] = self.values[name], parameter.data

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import platform
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No space left, quota exceeded, file too large for the limit of the process."""
 
 
 class Ahead:
@@ -39,12 +47,15 @@ class Ahead:
 
 
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+def stop_requests(once: bool = True) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once.
+
+    once: false among other processes, to which launchers send several signals; none of them may leave a step alone.
+    """
     stop = threading.Event()
 
     def request(*_: object) -> None:
-        if stop.is_set():
+        if stop.is_set() and once:
             raise KeyboardInterrupt
         stop.set()
 
@@ -69,6 +80,24 @@ def keep_freed_memory() -> None:
         library, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # numbers from malloc.h
         library.mallopt(mmap_threshold, 2**30)
         library.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn what libraries say of a full disk into an OSError that names the folder and the last good checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) and error.errno else None
+        found = re.search(r"os error (\d+)", str(error))
+        code = code or (int(found.group(1)) if found else None)
+        if code not in _FULL:
+            raise
+        last = sorted(path.name for path in (folder / "checkpoints").glob("step-*") if path.suffix != ".partial")
+        kept = f"the last good checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
+        raise OSError(
+            f"{folder}: {os.strerror(code)} ({error}); {kept}: free some space and run the same command again"
+        ) from error
 
 
 @contextmanager
