@@ -267,6 +267,8 @@ def test_a_foreign_model_is_trained_on_and_written_as_it_was_published(tmp_path)
         ({"data": "prepared", "denoiser.weights.images": "-1"}, "images=-1.0: a weight is at least 0"),
         ({"data": "prepared", "autoencoder.views.side": "12"}, "side=12: must be a multiple of 8; nearest 8 or 16"),
         ({"data": "prepared", "autoencoder.views.frames": "4"}, "frames=4: this model makes 2k+1 frames"),
+        ({"data": "prepared", "denoiser.train.pieces": "3"}, "denoiser.batch=2: gives 2 clips in some steps, which"),
+        ({"data": "prepared", "autoencoder.train.pieces": "2"}, "autoencoder.views.pixels=20000: gives 1 clip in some"),
         ({"data": "prepared", "denoiser.caption-dropout": "1"}, "caption_dropout=1.0: expected a share"),
         ({"data": "videos"}, "not a prepared folder, for it has no prepared.json"),
     ],

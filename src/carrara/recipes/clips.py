@@ -40,6 +40,7 @@ from carrara.recipes.clips_data import (
     Split,
     Views,
     check_buckets,
+    check_pieces,
     encoding,
     latent_mixture,
     validation_batches,
@@ -52,6 +53,7 @@ from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
+from carrara.training.parallel import alone_first, place
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class ClipsRecipe:
             if not given:
                 self.autoencoder.views.check(stride)
         check_buckets(prepared, lambda shape: shape.latent(stride).tokens(patch), self.start or "this model")
-        self.mixture(prepared, split, self._costs(prepared, stride.time))
+        mixture = self.mixture(prepared, split, self._costs(prepared, stride.time))
+        least = min(one.batch for one in mixture.sets)
+        check_pieces(least, self.denoiser.train, f"denoiser.batch={self.denoiser.batch}")
         tokenizer = finished.system.tokenizer if finished else self._tokenizer(prepared)
         for caption in captions_of(prepared):
             tokenizer.encode([caption])  # refuses one that is too long
@@ -138,17 +142,18 @@ class ClipsRecipe:
         keyframes: int,
     ) -> list[LatentCache | None]:
         """Stage two: every clip encoded once; one cache for each bucket."""
-        encode_prepared(
-            prepared,
-            folder,
-            encoding(autoencoder, self.encode_pixels, device),
-            made_by,
-            autoencoder.latent_channels,
-            keyframes,
-            self.encode_pixels,
-            self.threads,
-            lambda said, done, count: print(f"{folder.name}: {done} of {count}, {said}", flush=True),
-        )
+        with alone_first():
+            encode_prepared(
+                prepared,
+                folder,
+                encoding(autoencoder, self.encode_pixels, device),
+                made_by,
+                autoencoder.latent_channels,
+                keyframes,
+                self.encode_pixels,
+                self.threads,
+                lambda said, done, count: print(f"{folder.name}: {done} of {count}, {said}", flush=True),
+            )
         return open_latents(prepared, folder, made_by, keyframes)
 
     def mixture(self, prepared: Prepared, split: Split, costs: list[float]) -> Mixture:
@@ -221,6 +226,8 @@ class ClipsRecipe:
 
 def _tell(prepared: Prepared, split: Split) -> None:
     """What the folder holds, in a few lines; a folder without captions is trained on, and that is said."""
+    if place()[0]:
+        return  # the first process has said it
     told = sum(bool(row.caption) for row in prepared.rows)
     print(f"{prepared.folder}: {len(prepared)} clips, {told} with captions, {len(split.held_out)} held out", flush=True)
     if not told:

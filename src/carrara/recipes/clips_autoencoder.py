@@ -24,13 +24,14 @@ from carrara.core.config import at_least, to_dict
 from carrara.core.weights import fingerprint
 from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
-from carrara.recipes.clips_data import Split, ViewBatches, Views, check_buckets, without_actors
+from carrara.recipes.clips_data import Split, ViewBatches, Views, check_buckets, check_pieces, without_actors
 from carrara.recipes.pond import chosen_device
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.phases import AutoencoderPhase, PixelBatch, to_unit
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
+from carrara.training.parallel import alone_first
 
 M = TypeVar("M", bound=nn.Module)
 _MEASURED, _MEASURED_FRAMES = 64, 8  # clips, and of each latent frames behind the first, that statistics are taken of
@@ -124,9 +125,11 @@ def train_on_clips(
     autoencoder, made_by = stage.begin(seed)
     check_buckets(prepared, lambda shape: shape.latent(autoencoder.stride), "this autoencoder")
     stage.views.check(autoencoder.stride)
-    prepared.verify()
+    with alone_first():
+        prepared.verify()
     with ClipReader(prepared, threads, memory) as reader:
         batches = ViewBatches(reader, split, stage.views, seed)
+        check_pieces(batches.least, stage.train, f"autoencoder.views.pixels={stage.views.pixels}")
         validation = torch.stack(reader.clips(split.validation(prepared, stage.validation)))
         measured = sorted(split.trained)[:: max(1, len(split.trained) // _MEASURED)]
         phase = ClipsAutoencoderPhase(

@@ -25,6 +25,8 @@ from carrara.data.mixture import Mixture, Weights, clip_sets, equal_work, is_hel
 from carrara.data.prepared import Prepared, describe
 from carrara.recipes.pond_data import frames_per_latent
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
+from carrara.training.config import TrainConfig
+from carrara.training.parallel import place
 
 _MODES = 8  # steps on views of all kinds in an epoch of their turns
 
@@ -179,6 +181,12 @@ class ViewBatches:
             sets = clip_sets(kinds, [max(1, views.pixels // count) for count in places])
             self.mixtures.append(Mixture(sets, mix_seed(seed, number)))
 
+    @property
+    def least(self) -> int:
+        """Rows of the smallest batch."""
+        used = [mixture for mixture, rate in zip(self.mixtures, self.turns.rates) if rate]
+        return min(one.batch for mixture in used for one in mixture.sets)
+
     def __call__(self, step: int) -> PixelBatch:
         return self.piece(step, 0, 1)[0]
 
@@ -188,7 +196,7 @@ class ViewBatches:
         drawn = self.mixtures[mode].at(before, number, count)
         shape, numbers = self.prepared.buckets[drawn.bucket], self.prepared.members[drawn.bucket]
         shown = []
-        for row, clip in enumerate(self.reader.clips([numbers[place] for place in drawn.clips.tolist()]), drawn.first):
+        for row, clip in enumerate(self.reader.clips([numbers[at] for at in drawn.clips.tolist()]), drawn.first):
             generator = torch.Generator().manual_seed(mix_seed(self.seed, step, row))
             shown.append(clip[draw_view(shape, *self.modes[mode], generator)])
         return without_actors(torch.stack(shown)), drawn.whole
@@ -231,6 +239,16 @@ def check_buckets(prepared: Prepared, fits: Callable[[VideoShape], object], who:
         except ValueError as error:
             said = f"{who} cannot take its {len(numbers)} clips of {describe(shape)} ({error})"
             raise ValueError(f"{prepared.folder}: {said}; prepare the clips in sizes that fit") from None
+
+
+def check_pieces(least: int, config: TrainConfig, setting: str) -> None:
+    """Refuse batches whose smallest has fewer rows than there are pieces to cut it into."""
+    count = config.pieces or max(1, place()[1] // config.parallel.sequence)
+    if least < count:
+        raise ValueError(
+            f"{setting}: gives {least} clip{'s' * (least > 1)} in some steps, which cannot be cut into {count} pieces "
+            f"(train.pieces, or one for each process); raise it {-(-count // least)} times"
+        )
 
 
 def _places(shape: VideoShape) -> int:
