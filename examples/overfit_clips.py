@@ -4,8 +4,9 @@ carrara data prepare HANDFUL prepared
 python examples/overfit_clips.py prepared -o runs/overfit --minutes 7 5
 
 Trains an autoencoder and a transformer on a prepared folder, nothing held out; then makes a clip for each caption and
-asks which of the true clips it is nearest to, by the mean square error of pixels (chance: one in the number of clips).
-The picture shows for each caption the true clip, its reconstruction, and what was made. Writes overfit.json and
+asks which of the true clips it is nearest to, by the mean square error of pixels (chance: one in the number of
+captions, where each has as many clips). The picture shows for each caption its nearest true clip, that clip's
+reconstruction, and what was made. Writes overfit.json and
 overfit.png beside the run.
 """
 
@@ -18,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from carrara.autoencoders.losses import psnr
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
@@ -75,52 +75,47 @@ def recipe(data: Path, name: str, minutes: tuple[float, float] | None, threads: 
     )
 
 
-def captioned_clips(prepared: Prepared, most: int) -> list[int]:
-    """Clips of the shape that has most of them whose captions are all different."""
-    best: list[int] = []
+def captioned_clips(prepared: Prepared, most: int) -> dict[str, list[int]]:
+    """The clips of each caption, at most so many captions, of the shape that has most different ones."""
+    best: dict[str, list[int]] = {}
     for numbers in prepared.members:
-        first: dict[str, int] = {}
+        found: dict[str, list[int]] = {}
         for number in numbers:
             caption = prepared.rows[number].caption
             if caption and prepared.bucket(number).frames > 1:
-                first.setdefault(caption, number)
-        best = max(best, list(first.values()), key=len)
+                found.setdefault(caption, []).append(number)
+        best = max(best, found, key=len)
     if len(best) < 2:
-        raise ValueError(f"{prepared.folder}: needs at least two captioned clips of one shape, to tell them apart")
-    return best[:most]
-
-
-@torch.no_grad()
-def make(system: LatentVideo, captions: list[str], shape: VideoShape, seed: int) -> Tensor:
-    """A clip for each caption, uint8 `n t h w 3`, all from the same noise: only the words differ."""
-    sampling = system.defaults.sampling
-    clips = [system.sample([caption], [seed], shape, sampling) for caption in captions]
-    return torch.cat([to_bytes(system.autoencoder.decode(latents)) for latents in clips])
+        raise ValueError(f"{prepared.folder}: needs clips of one shape with two captions at least, to tell them apart")
+    return dict(list(best.items())[:most])
 
 
 @torch.no_grad()
 def study(model: Path, prepared: Prepared, most: int, seed: int, folder: Path) -> dict[str, object]:
-    """Make, compare, draw; returns what was found."""
-    system, numbers = LatentVideo.load(model), captioned_clips(prepared, most)
-    shape, captions = prepared.bucket(numbers[0]), [prepared.rows[n].caption or "" for n in numbers]
-    true = torch.stack([prepared.frames(number) for number in numbers])
-    parts = [system.autoencoder.decode(system.autoencoder.encode(to_unit(clip[None]))) for clip in true]
-    again, made = to_bytes(torch.cat(parts)), make(system, captions, shape, seed)
-    near = torch.stack([psnr(to_unit(clip[None]).expand(len(true), -1, -1, -1, -1), to_unit(true)) for clip in made])
-    nearest = near.argmax(dim=1).tolist()
-    rows = torch.stack([true, again, made], dim=1).flatten(0, 1)
-    write_picture(folder / "overfit.png", film(rows))
-    found = {
-        "right": sum(place == number for number, place in enumerate(nearest)),
-        "of": len(numbers),
-        "psnr_reconstructed": [round(float(value), 2) for value in psnr(to_unit(again), to_unit(true))],
-        "psnr_made": [round(float(near[number, number]), 2) for number in range(len(numbers))],
-        "psnr_best_other": [
-            round(float(torch.cat([row[:number], row[number + 1 :]]).max()), 2) for number, row in enumerate(near)
-        ],
-        "captions": captions,
-        "brings": [captions[place] for place in nearest],
-    }
+    """Make a clip for each caption, all from the same noise; compare, draw; returns what was found."""
+    system, told = LatentVideo.load(model), captioned_clips(prepared, most)
+    captions = list(told)
+    owners = [caption for caption, numbers in told.items() for _ in numbers]
+    true = torch.stack([prepared.frames(number) for numbers in told.values() for number in numbers])
+    shape = VideoShape(*true.shape[1:4])
+    shown, rows = [], []
+    for caption in captions:
+        latents = system.sample([caption], [seed], shape, system.defaults.sampling)
+        made = system.autoencoder.decode(latents)
+        near = torch.tensor([float(psnr(made, to_unit(clip[None]))) for clip in true])
+        own = torch.tensor([owner == caption for owner in owners])
+        clip = true[int(near.where(own, -torch.inf).argmax())][None]
+        again = system.autoencoder.decode(system.autoencoder.encode(to_unit(clip)))
+        shown.append(torch.cat([clip, to_bytes(again), to_bytes(made)]))
+        values = {
+            "reconstructed": float(psnr(again, to_unit(clip))),
+            "made": float(near[own].max()),
+            "best_other": float(near[~own].max()),
+        }
+        brings = owners[int(near.argmax())]
+        rows.append({"caption": caption, "brings": brings, **{name: round(value, 2) for name, value in values.items()}})
+    write_picture(folder / "overfit.png", film(torch.cat(shown)))
+    found = {"right": sum(row["caption"] == row["brings"] for row in rows), "of": len(rows), "psnr": rows}
     (folder / "overfit.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
@@ -132,7 +127,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="handful", choices=list(SIZES))
     parser.add_argument("--minutes", type=float, nargs=2, metavar=("AUTOENCODER", "DENOISER"))
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=8, help="clips that are compared, at most")
+    parser.add_argument("--clips", type=int, default=8, help="captions that are tried, at most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     minutes = tuple(options.minutes) if options.minutes else None
