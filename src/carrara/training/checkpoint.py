@@ -63,14 +63,12 @@ def save_checkpoint(
     tensors, rows = _tensors(held, average, optimizers)
     header = {"state": json.dumps(asdict(state)), "settings": json.dumps(settings)}
     whole = folder / "checkpoints" / (name if rows else f"{name}.safetensors")
-    partial = whole.with_name(name + PARTIAL)
+    partial = whole.with_name(name + PARTIAL)  # a folder, for libraries leave files of names of their own behind
     if team.first:
-        whole.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
-        if rows:
-            partial.mkdir()
+        partial.mkdir(parents=True)
     team.wait()
-    target = partial / part_name(team.rank, team.size) if rows else partial
+    target = partial / (part_name(team.rank, team.size) if rows else whole.name)
     failed: OSError | None = None
     try:
         if rows or team.first:
@@ -81,9 +79,10 @@ def save_checkpoint(
         if team.any(failed is not None):
             raise failed or OSError(f"{whole}: another process could not write its part of it; see its error")
         if team.first:
-            _complete(partial, team if rows else Team())
+            if rows:
+                _check_complete(partial, team)
             _remove(whole)  # of the same step, by a run on another number of processes
-            partial.replace(whole)
+            (partial if rows else target).replace(whole)
             sync(whole.parent)
     finally:
         if team.first:
@@ -192,15 +191,14 @@ def _fill(stored: Stored, prefix: str, targets: Mapping[str, Tensor], rows: Mapp
             target.copy_(stored.read(prefix + name, rows.get(name)))
 
 
-def _complete(partial: Path, team: Team) -> None:
+def _check_complete(partial: Path, team: Team) -> None:
     """Refuse to call a checkpoint whole of which the first process does not see every part."""
-    if partial.is_dir():
-        missing = [rank for rank in range(team.size) if not (partial / part_name(rank, team.size)).is_file()]
-        if missing:
-            raise OSError(
-                f"{partial}: the parts of processes {missing} are not there; train in a folder that all machines share"
-            )
-        sync(partial)
+    missing = [rank for rank in range(team.size) if not (partial / part_name(rank, team.size)).is_file()]
+    if missing:
+        raise OSError(
+            f"{partial}: the parts of processes {missing} are not there; train in a folder that all machines share"
+        )
+    sync(partial)
 
 
 def _remove(path: Path) -> None:
