@@ -42,6 +42,7 @@ from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import load_ema, train
+from carrara.training.parallel import alone_first, use_own_gpu
 
 PICTURED = (
     "a red ball bounces on the grass",
@@ -146,7 +147,8 @@ class PondRecipe:
             ("latents", CACHED_SCENES, stage.clips),
             ("latents-validation", VALIDATION_SCENES, stage.validation),
         ):
-            encode_clips(folder / name, source, autoencoder, first, count, made_by, stage.shard)
+            with alone_first():
+                encode_clips(folder / name, source, autoencoder, first, count, made_by, stage.shard)
             caches.append(LatentCache.open(folder / name, made_by, device))
         return caches[0], caches[1]
 
@@ -170,7 +172,8 @@ class PondRecipe:
             stride = self.autoencoder.model.stride
             _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
             head = content_head(system.denoiser.config.dim, stride.time, stage.alignment, self.seed).to(device)
-            truth = TruthTable.open(cache, stride.time, rows, columns)
+            with alone_first():
+                truth = TruthTable.open(cache, stride.time, rows, columns)
         return DenoiserPhase(
             system,
             latent_source(cache, stage.batch, stage.captioning, self.seed, stage.images, truth),
@@ -214,13 +217,18 @@ class PondRecipe:
 
 
 def chosen_device(name: str) -> str:
-    """The device of this name, "auto" being a GPU where torch sees one. Raises ValueError for one that is not there."""
+    """The device of this name, "auto" being a GPU where torch sees one; of several processes each has its own GPU.
+
+    Raises ValueError for one that is not there.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device={name!r}: must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no GPU here; use --device cpu")
+    if name == "cuda":
+        use_own_gpu()
     return name
 
 
