@@ -209,7 +209,8 @@ def train(args: list[str]) -> int:
         print(f"carrara: {_one_line(stop)}", file=sys.stderr)
         return stop.exit_code
     runs = (model / "model_index.json").is_file()  # not every recipe trains what makes clips from prompts
-    print(f'{model}  try: carrara generate --model {model} "a red ball bounces on the grass"' if runs else model)
+    prompt = getattr(recipe, "example", "a red ball bounces on the grass")
+    print(f'{model}  try: carrara generate --model {model} "{prompt}"' if runs else model)
     return 0
 
 
