@@ -292,7 +292,7 @@ def test_models_of_other_tasks_are_not_trained_on(tmp_path, data):
 
 def test_a_caption_that_is_too_long_is_told_before_anything_runs(tmp_path):
     data = write_prepared(tmp_path / "data", [Clip((5, 16, 16), 0, "red " * 600)])
-    with pytest.raises(ValueError, match="prompt of 601 tokens"):
+    with pytest.raises(ValueError, match="the caption of clip 000000000 is too long: prompt of 601 tokens"):
         recipe(data).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

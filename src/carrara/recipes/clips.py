@@ -103,6 +103,12 @@ class ClipsRecipe:
         settings = self._settings(prepared, made_by, finished)
         return train(phase, self.denoiser.rates(finished is not None), folder / "denoiser", settings)
 
+    @property
+    def example(self) -> str:
+        """A prompt to try the model with: a caption that it learned."""
+        captions = (row.caption for row in open_prepared(self.data).rows if row.caption)
+        return next((caption for caption in captions if not set('"$`!\\') & set(caption)), "a clip like yours")
+
     def check(
         self, prepared: Prepared, split: Split, finished: Finished | None, given: VideoAutoencoder | None
     ) -> None:
@@ -120,7 +126,11 @@ class ClipsRecipe:
         check_pieces(least, self.denoiser.train, f"denoiser.batch={self.denoiser.batch}")
         tokenizer = finished.system.tokenizer if finished else self._tokenizer(prepared)
         for caption in captions_of(prepared):
-            tokenizer.encode([caption])  # refuses one that is too long
+            try:
+                tokenizer.encode([caption])
+            except ValueError as error:
+                key = next(row.key for row in prepared.rows if row.caption == caption)
+                raise ValueError(f"{prepared.folder}: the caption of clip {key} is too long: {error}") from None
 
     def train_autoencoder(
         self, prepared: Prepared, split: Split, folder: Path, device: torch.device
