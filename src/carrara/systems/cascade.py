@@ -124,9 +124,9 @@ class Block:
 def blocks(frames: int, size: int, overlap: int) -> list[Block]:
     """A clip as blocks of at most `size` frames, each given the last `overlap` frames of the one before, or more.
 
-    A clip of up to `size` frames is one block. Raises ValueError where nothing would be new in a block.
+    A clip of up to `size` frames is one block. Raises ValueError where nothing would be new in another one.
     """
-    if not 0 < overlap < size:
+    if not 0 < overlap < size and frames > size:
         raise ValueError(f"overlap={overlap}: expected at least 1 and less than the {size} frames of a block")
     found = [Block(0, min(frames, size), 0)]
     while (done := found[-1].stop) < frames:
