@@ -11,6 +11,9 @@
     space_time     twice the sides, along time                clips without captions
     space          twice the sides, frame by frame            images
 
+`--flops 1e15` trains for that much compute in all instead of a time, each phase for its share (`--decoder.share`, ...);
+`compute.json` says what each took, and all.
+
 Every phase leaves a model folder that runs, `PHASE/model`; the next one begins with it. From `image` on each is a model
 that makes what its stages can: images, then short clips, then clips of any length, then larger ones.
 """
@@ -28,7 +31,7 @@ from carrara.data.pond.sampling import Mix
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
-from carrara.recipes.compute import write_compute
+from carrara.recipes.compute import COMPUTE, check_flops, cost_of, sum_compute, train_counted, write_compute
 from carrara.recipes.pond import chosen_device
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
@@ -42,7 +45,6 @@ from carrara.systems.unlabelled_phase import UnlabelledPhase
 from carrara.text.contrastive import Contrastive, ContrastiveConfig
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
-from carrara.training.loop import train
 
 PHASES = ("contrastive", "prior", "image", *STAGES)
 ARRANGED = ("temporal", "scalars", "given_channels", "vector_dim", "text")  # of a network: the system's choice
@@ -50,13 +52,19 @@ ARRANGED = ("temporal", "scalars", "given_channels", "vector_dim", "text")  # of
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """How long a phase trains, on batches of how many images or clips; validation: those of the fixed batch."""
+    """How long a phase trains, on batches of how many images or clips.
+
+    share: of the compute of all phases, where the recipe is given one; validation: images or clips of the fixed batch.
+    """
 
     train: TrainConfig
     batch: int = 16
     validation: int = 32
+    share: float = 1 / 7
 
     def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share={self.share}: must be above 0 and below 1, a phase's part of the compute")
         for name in ("batch", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -68,7 +76,8 @@ class MakeAVideoRecipe:
 
     network, space_time_network, space_network: sizes of the U-Nets (of the decoder and the interpolation alike); what
     they are told, and their layers along time, are the system's. side: of the decoder's frames; seconds: of a scene,
-    of which clips are pieces; until: the last phase to train.
+    of which clips are pieces; until: the last phase to train; flops: compute to train all phases with, split by their
+    shares, None for the lengths that their `train` says.
     """
 
     contrastive: PhasePlan
@@ -88,6 +97,7 @@ class MakeAVideoRecipe:
     side: int = 32
     seconds: float = 4.0
     until: str = "space"
+    flops: float | None = None
     sampling: Sampling = field(
         default_factory=lambda: Sampling(steps=64, guidance=2.0, sampler="ancestral", shift=1.0, grid="cosine")
     )
@@ -99,6 +109,11 @@ class MakeAVideoRecipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_flops(self.flops)
+        shares = {f"{name}.share": getattr(self, name).share for name in PHASES}
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            said = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+            raise ValueError(f"{said}: they add up to {sum(shares.values()):g}; they must add up to 1")
         if self.until not in PHASES:
             raise ValueError(f"until={self.until!r}: expected one of {', '.join(PHASES)}")
         if self.rates.high > FASTEST:
@@ -118,12 +133,15 @@ class MakeAVideoRecipe:
     def run(self, folder: Path) -> Path:
         """Train phase after phase below `folder` and return the last model's folder."""
         device = torch.device(chosen_device(self.device))
-        system, made = self.fresh(), folder
-        for name in PHASES[: PHASES.index(self.until) + 1]:
+        system, made, phases = self.fresh(), folder, PHASES[: PHASES.index(self.until) + 1]
+        for name in phases:
             made = folder / name / "model"
             if not (made / "model_index.json").is_file():
                 made = self._train(folder / name, name, self.grown(system, name), device)
+            if not (folder / name / COMPUTE).is_file():  # trained before all phases were counted
+                write_compute(folder / name, name, cost_of(self.phase(name, self.grown(system, name), device)))
             system = MakeAVideo.load(made)
+        sum_compute(folder, phases)
         return made
 
     def fresh(self) -> MakeAVideo:
@@ -205,20 +223,18 @@ class MakeAVideoRecipe:
         return replace(sizes, temporal=time, text="none", given_channels=given, vector_dim=vector, scalars=scalars)
 
     def _train(self, folder: Path, name: str, system: MakeAVideo, device: torch.device) -> Path:
-        """Train one phase; `compute.json` says with how many operations, where they are counted."""
+        """Train one phase; `compute.json` says with how many operations."""
         plan: PhasePlan = getattr(self, name)
-        phase = self.phase(name, system, device)
-        made = train(phase, plan.train, folder, self._kept(name))
-        if isinstance(phase, UnlabelledPhase):
-            write_compute(folder, name, phase.step_flops())
-        return made
+        flops = None if self.flops is None else self.flops * plan.share
+        return train_counted(self.phase(name, system, device), plan.train, folder, self._kept(name), name, flops)
 
     def _kept(self, name: str) -> dict[str, object]:
         """What a resumed run of a phase must have in common with the one before."""
         whole = to_dict(self)
-        for key in ("device", "until", *(phase for phase in PHASES if phase != name)):
+        for key in ("device", "until", "flops", *(phase for phase in PHASES if phase != name)):
             whole.pop(key)
         whole[name].pop("train")  # the loop keeps its own, and knows which of them may change
+        whole[name].pop("share")  # a length too
         return whole
 
 
@@ -236,13 +252,13 @@ def make_a_video() -> MakeAVideoRecipe:
     )
     text = replace(config, optimizer="adamw", minutes=10)
     return MakeAVideoRecipe(
-        contrastive=PhasePlan(text, 128, 128),
-        prior=PhasePlan(text, 128, 128),
-        image=PhasePlan(replace(config, minutes=30), 32),
-        decoder=PhasePlan(replace(config, minutes=30), 4, 16),
-        interpolation=PhasePlan(config, 4, 16),
-        space_time=PhasePlan(replace(config, minutes=15), 2, 8),
-        space=PhasePlan(replace(config, minutes=10), 4, 8),
+        contrastive=PhasePlan(text, 128, 128, share=0.03),
+        prior=PhasePlan(text, 128, 128, share=0.02),
+        image=PhasePlan(replace(config, minutes=30), 32, share=0.25),
+        decoder=PhasePlan(replace(config, minutes=30), 4, 16, share=0.32),
+        interpolation=PhasePlan(config, 4, 16, share=0.2),
+        space_time=PhasePlan(replace(config, minutes=15), 2, 8, share=0.12),
+        space=PhasePlan(replace(config, minutes=10), 4, 8, share=0.06),
         network=UNetConfig(blocks=1),
         space_time_network=UNetConfig(dim=16, blocks=1, attention=(2,)),
         space_network=UNetConfig(dim=16, blocks=1, attention=()),
@@ -256,7 +272,13 @@ def make_a_video_tiny() -> MakeAVideoRecipe:
     )
     network = UNetConfig(dim=8, multipliers=(1, 2), blocks=1, attention=(1,), head_dim=8)
     return MakeAVideoRecipe(
-        *(plan,) * 7,
+        contrastive=replace(plan, share=0.001),
+        prior=replace(plan, share=0.0005),
+        image=replace(plan, share=0.02),
+        decoder=replace(plan, share=0.1),
+        interpolation=replace(plan, share=0.1),
+        space_time=replace(plan, share=0.5),
+        space=replace(plan, share=0.2785),
         network=network,
         space_time_network=network,
         space_network=replace(network, attention=()),

@@ -108,6 +108,9 @@ class PhyWorldRecipe(PondRecipe):
             times=stage.times,
         )
 
+    def on_images(self, step: int) -> bool:
+        return False
+
     def _settings(self, stage: str) -> dict[str, Any]:
         return {**super()._settings(stage), "world": to_dict(self.world)}
 

@@ -3,7 +3,8 @@
     carrara train pond -o runs/pond
 
 Each stage is resumed where it stopped and skipped once it is finished; the model folder ends up in
-`runs/pond/denoiser/model`.
+`runs/pond/denoiser/model`. `--denoiser.flops 1e15` trains the denoiser for that much compute instead of a time;
+`compute.json` beside the model of either stage says what it took.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, 
 from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
+from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
+from carrara.recipes.compute import Cost, check_flops, train_counted
 from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder, with_decoder
+from carrara.recipes.pond_compute import count_autoencoder, count_denoiser
 from carrara.recipes.pond_data import (
     Captioning,
     ClipSource,
@@ -41,7 +45,7 @@ from carrara.systems.phases import DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
-from carrara.training.loop import load_ema, train
+from carrara.training.loop import load_ema
 from carrara.training.parallel import alone_first, use_own_gpu
 
 PICTURED = (
@@ -65,7 +69,7 @@ class DenoiserStage:
     images: which steps are on single frames; fields: shares of the kinds of noise field; times: how noise levels are
     drawn; alignment: of middle features with what the clips truly show; sampling: what the finished model does by
     default; start: a training folder of such a model whose averaged weights it begins from, on other clips or by
-    another schedule.
+    another schedule; flops: compute to train with, None for the length that `train` says.
     """
 
     model: DiTConfig
@@ -84,8 +88,10 @@ class DenoiserStage:
     alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start: str | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
+        check_flops(self.flops)
         at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
         if self.alignment.weight and self.alignment.block > self.model.layers:
             raise ValueError(f"alignment.block={self.alignment.block}: the transformer has {self.model.layers} blocks")
@@ -130,11 +136,11 @@ class PondRecipe:
 
     def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
         """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
-        model = folder / "model"
-        if (model / "config.json").is_file():
-            return model
-        source = self.source(self.autoencoder.mix, device)
-        return train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
+        model, source = folder / "model", self.source(self.autoencoder.mix, device)
+        if not (model / "config.json").is_file():
+            train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
+            count_autoencoder(folder, self.autoencoder, source, self.seed)
+        return model
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
@@ -159,7 +165,19 @@ class PondRecipe:
         phase = self.denoiser_phase(trained, cache, validation, device)
         if self.denoiser.start:
             load_ema(Path(self.denoiser.start), phase.module)
-        return train(phase, self.denoiser.train, folder, self._settings("denoiser"))
+        cost = self.denoiser_cost(trained, cache, validation, device)
+        stage = self.denoiser
+        return train_counted(phase, stage.train, folder, self._settings("denoiser"), "denoiser", stage.flops, cost)
+
+    def denoiser_cost(self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device) -> Cost:
+        """FLOP of the steps of stage three, of clips and of single frames."""
+        one = replace(self, denoiser=replace(self.denoiser, batch=1))
+        phase = one.denoiser_phase(trained, cache, validation, device)
+        return count_denoiser(phase, self.denoiser.batch, self.on_images)
+
+    def on_images(self, step: int) -> bool:
+        """Whether a step of the denoiser is on single frames."""
+        return self.denoiser.images.alone(step, torch.Generator().manual_seed(mix_seed(self.seed, step)))
 
     def denoiser_phase(
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
@@ -213,6 +231,7 @@ class PondRecipe:
         whole = to_dict(self)
         whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
         whole["autoencoder"].pop("images")  # as the length of any stage
+        whole["denoiser"].pop("flops")  # which this is too
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
 
 

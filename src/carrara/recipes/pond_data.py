@@ -91,6 +91,10 @@ class ImageSteps:
         if self.per_clip > 1 + KEYFRAMES:
             raise ValueError(f"images.per_clip={self.per_clip}: a cached clip has {1 + KEYFRAMES} frames encoded alone")
 
+    def alone(self, step: int, generator: torch.Generator) -> bool:
+        """Whether a step is on single frames, by the step's own generator."""
+        return step < self.first or float(torch.rand((), generator=generator)) < self.share
+
 
 NO_IMAGES = ImageSteps(share=0)
 
@@ -218,7 +222,7 @@ def latent_source(
 
     def at(step: int) -> CaptionedLatents:
         generator = torch.Generator().manual_seed(mix(seed, step))
-        alone = step < images.first or float(torch.rand((), generator=generator)) < images.share
+        alone = images.alone(step, generator)
         # Clips and images are visited in orders of their own, so that neither skips what the other sees.
         visits = (batch * images.clips, mix(seed, 1)) if alone else (batch, seed)
         chosen = indices(step, visits[0], len(cache), visits[1])

@@ -4,7 +4,8 @@
     carrara generate "a red ball bounces on the grass" --model runs/vdm/fine/model
 
 `--only-base` stops after the base, whose clips are then the model's; `--base.flops 1e15` trains for that much compute
-instead of a time. The number of images behind every clip, 0, 4 or 8 in the paper, is `--base.images`.
+instead of a time, and `compute.json` says what each stage took, and all. The number of images behind every clip, 0, 4
+or 8 in the paper, is `--base.images`.
 
 Cost, from the processor time of single steps on one core with AVX-512 BF16: the base trains at 4 clips a second and
 core (32 GFLOP a clip with 4 images, 130 GFLOP/s), so 45 minutes of two cores are about 21,000 clips or 0.7e15 FLOP; the
@@ -24,7 +25,7 @@ from carrara.core.config import to_dict
 from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
-from carrara.recipes.compute import write_compute
+from carrara.recipes.compute import check_flops, sum_compute, train_counted
 from carrara.recipes.pond import PICTURED, chosen_device
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
@@ -35,7 +36,6 @@ from carrara.systems.stage_phase import CaptionedClips, StagePhase
 from carrara.systems.vdm import VDM, VDMSettings
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
-from carrara.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class StagePlan:
         for name, least in (("frames", 1), ("batch", 1), ("images", 0), ("validation", 1), ("span", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.flops is not None and not self.flops > 0:
-            raise ValueError(f"flops={self.flops}: must be above 0, such as 1e15")
+        check_flops(self.flops)
         for name in ("height", "width"):
             check_multiple(name, getattr(self, name), self.network.side_step)
 
@@ -97,6 +96,7 @@ class VDMRecipe:
         device = torch.device(chosen_device(self.device))
         base = self._train(folder / "base", "base", self.fresh(), self.base, device)
         if self.only_base:
+            sum_compute(folder, ["base"])
             return base
         system = VDM.load(base)
         networks = {**system.networks, "fine": self._network(self.fine, self.seed + 1)}
@@ -105,7 +105,9 @@ class VDMRecipe:
             system.defaults, frames=last.makes.frames, height=last.makes.height, width=last.makes.width, fps=last.fps
         )
         system = VDM(networks, system.text_encoder, system.tokenizer, whole, self.settings)
-        return self._train(folder / "fine", "fine", system, self.fine, device)
+        made = self._train(folder / "fine", "fine", system, self.fine, device)
+        sum_compute(folder, ["base", "fine"])
+        return made
 
     def ladder(self) -> list[Rung]:
         """The stages by their sizes. Raises ValueError where the fine clips are no pieces of an enlarged base clip."""
@@ -171,12 +173,7 @@ class VDMRecipe:
         if (model / "model_index.json").is_file():
             return model
         phase = self.phase(stage, system, plan, device)
-        step_flops, config = phase.step_flops(), plan.train
-        if plan.flops is not None:
-            config = replace(config, steps=max(1, round(plan.flops / step_flops)), minutes=None, decay_at=None)
-        made = train(phase, config, folder, self._settings(stage))
-        write_compute(folder, stage, step_flops)
-        return made
+        return train_counted(phase, plan.train, folder, self._settings(stage), stage, plan.flops)
 
     def _settings(self, stage: str) -> dict[str, object]:
         whole = to_dict(self)
