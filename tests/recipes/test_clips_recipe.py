@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tests.data.prepared_folder import Clip, mixed, write_prepared
-from tests.systems.foreign import write_diffusers
+from tests.systems.foreign import write_diffusers, write_original
 
 from carrara.cli import run
 from carrara.core.types import VideoShape
@@ -238,8 +238,9 @@ def test_a_model_made_here_is_trained_on_with_its_own_autoencoder_and_tokenizer(
         assert not [name for name in file.keys() if "text_encoder" in name]  # noqa: SIM118
 
 
-def test_a_foreign_model_is_trained_on_and_written_as_it_was_published(tmp_path):
-    write_diffusers(tmp_path / "wan", "t2v")
+@pytest.mark.parametrize("write", [write_diffusers, write_original])
+def test_a_foreign_model_is_trained_on_and_written_as_it_was_published(tmp_path, write):
+    write(tmp_path / "wan", "t2v")
     data = write_prepared(tmp_path / "data", [Clip((9, 16, 32), n) for n in range(3)] + [Clip((1, 32, 16), 3)])
     made = recipe(data, steps=1, start=str(tmp_path / "wan"), held_out=0.0)
     model = made.run(tmp_path / "run")

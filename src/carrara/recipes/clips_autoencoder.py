@@ -19,8 +19,8 @@ from torch import Generator, Tensor, nn
 
 from carrara.autoencoders.losses import AutoencoderLossConfig, autoencoder_loss, psnr
 from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
-from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64
-from carrara.core.config import at_least, to_dict
+from carrara.autoencoders.video_config import CLASS_NAME, VideoAutoencoderConfig, small_64
+from carrara.core.config import at_least, read_json, to_dict
 from carrara.core.weights import fingerprint
 from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
@@ -182,7 +182,8 @@ def open_autoencoder(name: str) -> tuple[VideoAutoencoder, str]:
     """The autoencoder of a bundled model, a model folder of any layout, or an autoencoder's own folder, in float32, and
     its fingerprint, by which caches of its latents are keyed."""
     folder = Path(name)
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+    config = folder / "config.json"
+    if config.is_file() and read_json(config).get("_class_name") == CLASS_NAME:
         return read_autoencoder(folder), encoder_fingerprint(folder)
     found = recognise(find_model(name))
     return found.load("vae", torch.float32), encoder_fingerprint(found.folder / "vae", found.networks["vae"].files())
