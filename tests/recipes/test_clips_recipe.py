@@ -169,17 +169,19 @@ def test_shapes_take_turns_and_images_stand_for_their_own_keyframes(batches):
 @pytest.mark.parametrize("count", [1, 2])
 def test_views_are_windows_of_the_clips_and_the_same_in_pieces(data, count):
     prepared = Prepared(data)
-    views = Views(pixels=15_000, side=16, frames=5)
+    views = Views(pixels=15_000, side=16, frames=5, per_clip=3)
     with ClipReader(prepared) as reader:
         shown = ViewBatches(reader, Split.of(prepared, 0, 0), views, 3)
         sizes = set()
         for step in range(24):
             whole = shown(step)
             sizes.add(tuple(whole.video.shape[1:4]))
-            parts = [shown.piece(step, number, count) for number in range(count) if len(whole.video) >= count]
-            if parts:
+            if shown.piece(step, 0, 1)[1] >= count:
+                parts = [shown.piece(step, number, count) for number in range(count)]
                 assert torch.equal(torch.cat([part.video for part, _ in parts]), whole.video)
-            assert len(whole.video) == max(1, 15_000 // whole.video[0, ..., 0].numel())
+            places = whole.video[0, ..., 0].numel()
+            still = whole.video.shape[1] == 1  # three of each clip, and images among pieces or whole clips
+            assert len(whole.video) in {max(1, 15_000 // places), 3 * (15_000 // (3 * places)) if still else 0}
             assert not whole.actors.any()
         assert {(9, 32, 48), (5, 48, 32), (5, 16, 16), (1, 16, 16)} <= sizes
         assert sizes <= {(9, 32, 48), (5, 48, 32), (1, 32, 48), (5, 16, 16), (1, 16, 16)}

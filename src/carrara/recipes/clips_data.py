@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from carrara.autoencoders.video import VideoAutoencoder
+from carrara.core.config import at_least
 from carrara.core.types import Stride, VideoShape, check_frames, check_multiple
 from carrara.data.batches import Turns
 from carrara.data.batches import mix as mix_seed
@@ -139,8 +140,9 @@ class Views:
     """What the autoencoder is shown of the clips, step by step.
 
     Steps are on whole clips, on pieces of `frames` frames, or on single frames, in the proportions `whole`, `pieces`,
-    `stills`; pieces and stills are windows of at most `side` pixels a side (0: the whole picture). Every step is on as
-    many views as have `pixels` places in space and time, at least one: equal work, whatever the bucket.
+    `stills`; pieces and stills are windows of at most `side` pixels a side (0: the whole picture). A clip has to be
+    decoded for one frame of it, so that `per_clip` stills are taken of each. Every step is on as many clips as have
+    `pixels` places in space and time in their views, at least one: equal work, whatever the bucket.
     """
 
     pixels: int = 140_000
@@ -149,11 +151,11 @@ class Views:
     whole: float = 0.25
     pieces: float = 0.5
     stills: float = 0.25
+    per_clip: int = 4
 
     def __post_init__(self) -> None:
-        for name, least in (("pixels", 1), ("side", 0), ("frames", 1), ("whole", 0), ("pieces", 0), ("stills", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 1, "pixels", "frames", "per_clip")
+        at_least(self, 0, "side", "whole", "pieces", "stills")
         if not self.whole + self.pieces + self.stills:
             raise ValueError("whole, pieces and stills are all 0: say what the autoencoder is shown, e.g. whole=1")
 
@@ -171,19 +173,19 @@ class ViewBatches:
     def __init__(self, reader: ClipReader, split: Split, views: Views, seed: int) -> None:
         self.reader, self.prepared, self.seed = reader, reader.prepared, seed
         longest = max(shape.frames for shape in self.prepared.buckets)
-        self.modes = [(longest, 0), (views.frames, views.side), (1, views.side)]
+        self.modes = [(longest, 0, 1), (views.frames, views.side, 1), (1, views.side, views.per_clip)]
         shares = [Fraction(share).limit_denominator(1000) for share in (views.whole, views.pieces, views.stills)]
         self.turns = Turns(tuple(_MODES * share / sum(shares) for share in shares), mix_seed(seed, len(self.modes)))
         kinds = [["video" if n in split.trained else None for n in numbers] for numbers in self.prepared.members]
         self.mixtures = []
-        for number, (frames, side) in enumerate(self.modes):
-            places = [_places(view_shape(shape, frames, side)) for shape in self.prepared.buckets]
-            sets = clip_sets(kinds, [max(1, views.pixels // count) for count in places])
+        for number, (frames, side, count) in enumerate(self.modes):
+            places = [count * _places(view_shape(shape, frames, side)) for shape in self.prepared.buckets]
+            sets = clip_sets(kinds, [max(1, views.pixels // work) for work in places])
             self.mixtures.append(Mixture(sets, mix_seed(seed, number)))
 
     @property
     def least(self) -> int:
-        """Rows of the smallest batch."""
+        """Clips of the smallest batch."""
         used = [mixture for mixture, rate in zip(self.mixtures, self.turns.rates) if rate]
         return min(one.batch for mixture in used for one in mixture.sets)
 
@@ -191,14 +193,15 @@ class ViewBatches:
         return self.piece(step, 0, 1)[0]
 
     def piece(self, step: int, number: int, count: int) -> tuple[PixelBatch, int]:
-        """One of so many pieces of a step's batch, nothing else being decoded, and how many rows the batch has."""
+        """One of so many pieces of a step's batch, nothing else being decoded, and how many clips the batch has."""
         mode, before = self.turns.at(step)
         drawn = self.mixtures[mode].at(before, number, count)
         shape, numbers = self.prepared.buckets[drawn.bucket], self.prepared.members[drawn.bucket]
+        frames, side, views = self.modes[mode]
         shown = []
         for row, clip in enumerate(self.reader.clips([numbers[at] for at in drawn.clips.tolist()]), drawn.first):
             generator = torch.Generator().manual_seed(mix_seed(self.seed, step, row))
-            shown.append(clip[draw_view(shape, *self.modes[mode], generator)])
+            shown += [clip[draw_view(shape, frames, side, generator)] for _ in range(views)]
         return without_actors(torch.stack(shown)), drawn.whole
 
 
