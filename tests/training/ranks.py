@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,16 +247,26 @@ def turns(folder: Path) -> None:
         (folder / f"found-by-{os.environ['RANK']}").write_text(made.read_text())
 
 
+class Failing(Denoising):
+    """The second process is gone, or stands still, after two steps."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def batch(self, step: int) -> dict[str, Any]:
+        if step == 2 and os.environ["RANK"] == "1":
+            self.fail()
+        return super().batch(step)
+
+
 def die(folder: Path) -> None:
-    """The second process is gone after two steps."""
+    run(folder, replace(CONFIG, checkpoint_every=1, parallel=Parallel(shard=False)), Failing(lambda: os._exit(9)))
 
-    class Dying(Denoising):
-        def batch(self, step: int) -> dict[str, Any]:
-            if step == 2 and os.environ["RANK"] == "1":
-                os._exit(9)
-            return super().batch(step)
 
-    run(folder / "dying", replace(CONFIG, checkpoint_every=1), Dying())
+def hang(folder: Path) -> None:
+    patience = Parallel(shard=False, timeout_minutes=3 / 60)
+    run(folder, replace(CONFIG, checkpoint_every=1, parallel=patience), Failing(lambda: time.sleep(600)))
 
 
 def start(task: str, folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
@@ -279,20 +289,22 @@ def start(task: str, folder: Path, size: int = 2) -> list[subprocess.Popen[str]]
 
 
 def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
-    """Exit code and stderr of each."""
+    """Exit code and stderr of each, in their order; those that are left when this is cut short are killed."""
     found = []
-    for process in processes:
-        try:
+    try:
+        for process in processes:
             _, told = process.communicate(timeout=timeout)
-        finally:
+            found.append((process.returncode, told))
+    finally:
+        for process in processes:
             process.kill()
-        found.append((process.returncode, told))
+            process.communicate()
     return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tasks = {"all": (split_all, turns, orthogonalise, train_all), "die": (die,)}
+    tasks = {"all": (split_all, turns, orthogonalise, train_all), "die": (die,), "hang": (hang,)}
     for task in tasks[sys.argv[1]]:
         task(Path(sys.argv[2]))
     print(json.dumps("done"))

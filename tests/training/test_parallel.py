@@ -200,14 +200,21 @@ def test_what_one_makes_the_others_find(runs: Runs):
     assert [(runs.folder / f"found-by-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
 
 
-def test_a_process_that_dies_ends_the_run(tmp_path: Path):
-    """At once and with a word on what to do, not by waiting; the last checkpoint stands."""
-    (first, told), (second, _) = ranks.finish(ranks.start("die", tmp_path), timeout=60)
-    assert second == 9
-    assert first == 1
+@pytest.mark.parametrize("end", ["die", "hang"])
+def test_a_process_that_is_lost_ends_the_run(tmp_path: Path, end: str):
+    """With a word on what to do, at once or when patience is over; the last checkpoint stands."""
+    first, second = ranks.start(end, tmp_path)
+    try:
+        _, told = first.communicate(timeout=90)
+    finally:
+        for process in (first, second):
+            process.kill()
+        second.communicate()
+    assert first.returncode == 1
+    assert second.returncode == (9 if end == "die" else -9)
     assert "process 0 of 2 lost the others" in told
     assert "run the same command again to go on from the last checkpoint" in told
-    assert [path.name for path in checkpoints(tmp_path / "dying")] == ["step-00000001", "step-00000002"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001.safetensors", "step-00000002.safetensors"]
 
 
 def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: Path):

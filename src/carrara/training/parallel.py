@@ -160,7 +160,7 @@ def join(parallel: Parallel | None = None) -> Team:
         except RuntimeError as error:
             raise Lost(
                 f"process {rank} of {size} could not meet the others at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} ({_first_line(error)})"
+                f"{os.environ['MASTER_PORT']} ({_first_sentence(error)})"
             ) from error
         atexit.register(_leave)
     return Team(rank, size, parallel.sequence)
@@ -182,7 +182,7 @@ def others_watched(team: Team) -> Iterator[None]:
         if team.alone or not _is_broken(error):
             raise
         raise Lost(
-            f"process {team.rank} of {team.size} lost the others ({_first_line(error)}); look for the first error "
+            f"process {team.rank} of {team.size} lost the others ({_first_sentence(error)}); look for the first error "
             "above, of the process that ended; run the same command again to go on from the last checkpoint"
         ) from error
 
@@ -197,8 +197,9 @@ def _is_broken(error: RuntimeError) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(". ")[0]
 
 
 @contextmanager

@@ -47,10 +47,11 @@ class Pieces:
         return cls(count, range(share * each, (share + 1) * each))
 
     def of_step(self, phase: Phase, step: int) -> list[Piece]:
-        """What this process computes of a step. A phase that defines `piece` reads its own rows alone."""
+        """What this process computes of a step. Where the phase, or its source of batches, defines `piece(step, number,
+        count)`, which gives a piece and how many rows the batch has, no other rows are read."""
         if self.count == 1:
             return [Piece(phase.batch(step))]
-        read = getattr(phase, "piece", None)
+        read = getattr(phase, "piece", None) or getattr(phase.batch, "piece", None)
         whole = None if read else phase.batch(step)
         made = []
         for number in self.mine:
