@@ -34,6 +34,7 @@ An open text-to-video diffusion system.
   info MODEL              what a model is, makes and knows
   train RECIPE            train a model, or a part of one
   evaluate MODEL          measure a model; --clips DIR measures any videos
+  systems                 the systems in one table at equal compute; --run DIR makes it anew
   lora merge ADAPTER ...  adapters: into a model's weights, for other programs, explained
   data pond DIR           write clips of the simulated world, with captions and truth
   data prepare SRC DST    prepare your own videos for training; data inspect DST looks at them
@@ -335,12 +336,21 @@ def data(args: list[str]) -> int:
     return 0
 
 
+def systems(args: list[str]) -> int:
+    """`carrara systems`."""
+    from carrara.generation.measured import MeasuredClips
+    from carrara.recipes.systems_command import systems as table
+
+    return table(args, MeasuredClips.open)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": generate,
     "explain": explain,
     "info": info,
     "train": train,
     "evaluate": evaluate,
+    "systems": systems,
     "data": data,
     "lora": lora,
 }
