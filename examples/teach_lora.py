@@ -50,9 +50,9 @@ class Teach:
     """Folder to write."""
     model: str = "pond"
     """Bundled model or model folder."""
-    colour: str = "turquoise"
+    colour: str = "magenta"
     """The new word."""
-    rgb: tuple[int, int, int] = (64, 224, 208)
+    rgb: tuple[int, int, int] = (235, 0, 150)
     """What it means, sRGB."""
     clips: int = 48
     """Clips in the new colour."""
@@ -60,7 +60,11 @@ class Teach:
     """Clips in old colours, for the second adapter."""
     minutes: float = 3.0
     """Of training, for each adapter."""
-    rank: int = 8
+    rank: int = 16
+    """Of the adapters."""
+    targets: tuple[str, ...] = ("self_attention.*", "cross_attention.*", "mlp.*")
+    """Layers that are adapted."""
+    learning_rate: float = 3e-3
     """Of the adapters."""
     asked: int = 24
     """Prompts with the new word; and as many, twice over, with the old colours."""
@@ -190,9 +194,11 @@ def teach(asked: Teach) -> dict[str, Any]:
     judge("before", system)
     for name, clips in (("alone", (str(new),)), ("together", (str(new), str(old)))):
         recipe = replace(lora(), model=asked.model, clips=clips, shares=(1.0,) * len(clips), seed=asked.seed, batch=32)
-        settings = replace(recipe.train, minutes=asked.minutes, seed=asked.seed, picture_every=0)
+        settings = replace(recipe.train, minutes=asked.minutes, learning_rate=asked.learning_rate, picture_every=0)
         begin = time.perf_counter()
-        adapter = replace(recipe, train=settings, lora=LoRA(asked.rank, float(asked.rank))).run(out / name)
+        adapter = replace(recipe, train=settings, lora=LoRA(asked.rank, float(asked.rank), asked.targets)).run(
+            out / name
+        )
         results[name] = {"seconds": round(time.perf_counter() - begin, 1), **_steps(out / name)}
         taught = LatentVideo.load(folder)
         apply(taught, read_adapter(adapter))
