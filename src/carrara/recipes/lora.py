@@ -18,6 +18,7 @@ from torch import Generator
 
 from carrara.core.config import at_least, to_dict
 from carrara.diffusion.fields import KEYFRAME, FieldMix, TimeDraw
+from carrara.recipes.clips_data import check_pieces
 from carrara.recipes.lora_clips import LatentClips, open_latents_of
 from carrara.recipes.pond import chosen_device
 from carrara.systems.find import find_model
@@ -93,6 +94,7 @@ class LoRARecipe:
                 module.to(device)
         caches = [open_latents_of(Path(name), found, system, folder) for name in self.clips]
         clips = LatentClips(caches, self.batch, self.seed, self.shares)
+        check_pieces(min(clips.batches), self.train, f"batch={self.batch}")
         terms = fresh_terms(
             system, self.lora.rank, self.lora.alpha, self.lora.targets, Generator().manual_seed(self.seed)
         )

@@ -29,6 +29,7 @@ from carrara.recipes.pond_distill import open_clips as open_pond
 from carrara.systems.latent import LatentVideo
 from carrara.systems.parts import ModelFolder
 from carrara.systems.phases import CaptionedLatents, to_unit
+from carrara.training.parallel import alone_first
 
 _POND = Captioning(synonyms_from=0)
 
@@ -56,7 +57,8 @@ def open_latents_of(path: Path, found: ModelFolder, system: LatentVideo, folder:
         return system.autoencoder.encode(to_unit(video.to(system.device)))
 
     to = folder / "latents" / path.name
-    encode_prepared(prepared, to, encode, made_by, system.latent_channels, report=_report)
+    with alone_first():
+        encode_prepared(prepared, to, encode, made_by, system.latent_channels, report=_report)
     return [cache for cache in open_latents(prepared, to, made_by) if cache is not None]
 
 
