@@ -153,6 +153,9 @@ def test_a_denoiser_trains_for_its_compute_and_the_autoencoder_s_stands_beside(p
     beside = told(folder / "autoencoder")
     assert beside["flops"] == sum(stage["flops"] for stage in beside["stages"]) > 0
     assert [stage["steps"] for stage in beside["stages"]] == [4]
+    (folder / "autoencoder/compute.json").unlink()  # as where it was trained before it was counted
+    recipe.train_autoencoder(folder / "autoencoder", made.device)
+    assert told(folder / "autoencoder") == beside
 
 
 def test_a_wider_transformer_costs_what_its_further_products_do(pond):

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Generator
-
 from carrara.core.config import read_json, write_json
 from carrara.core.types import Phase
-from carrara.nn.flops import count_flops
+from carrara.systems.step_flops import loss_flops
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 from carrara.training.metrics import read_metrics
@@ -58,11 +56,7 @@ def check_flops(flops: float | None, name: str = "flops") -> None:
 def cost_of(phase: Phase) -> Cost:
     """What a step of a phase takes, forward and backward: as the phase counts it itself, or the whole first batch."""
     counted = getattr(phase, "step_flops", None)
-    if counted is not None:
-        return Cost(counted())
-    batch, parameters = phase.batch(0), list(phase.module.parameters())
-    generator = Generator(parameters[0].device).manual_seed(0)
-    return Cost(count_flops(lambda: phase.loss(batch, 0, generator)["loss"], parameters))
+    return Cost(loss_flops(phase, phase.batch(0)) if counted is None else counted())
 
 
 def for_flops(config: TrainConfig, flops: float | None, cost: Cost) -> TrainConfig:

@@ -24,7 +24,7 @@ from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
-from carrara.recipes.compute import Cost, check_flops, train_counted
+from carrara.recipes.compute import COMPUTE, Cost, check_flops, train_counted
 from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder, with_decoder
 from carrara.recipes.pond_compute import count_autoencoder, count_denoiser
 from carrara.recipes.pond_data import (
@@ -139,6 +139,7 @@ class PondRecipe:
         model, source = folder / "model", self.source(self.autoencoder.mix, device)
         if not (model / "config.json").is_file():
             train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
+        if (folder / "metrics.jsonl").is_file() and not (folder / COMPUTE).is_file():
             count_autoencoder(folder, self.autoencoder, source, self.seed)
         return model
 

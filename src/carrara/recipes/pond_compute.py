@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from carrara.autoencoders.inflation import image_config
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.core.config import write_json
-from carrara.nn.flops import count_flops
 from carrara.recipes.compute import COMPUTE, Cost, steps_of
 from carrara.recipes.pond_autoencoder import AutoencoderStage
 from carrara.recipes.pond_data import ClipSource
 from carrara.recipes.scene_numbers import AUTOENCODER_SCENES, IMAGE_SCENES
 from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
+from carrara.systems.step_flops import loss_flops
 
 DRAWS = 16  # of what a step's clips have known of them, over which the cost of a step is a mean
 
@@ -29,14 +28,7 @@ def count_denoiser(one: DenoiserPhase, batch: int, alone: Callable[[int], bool])
     """FLOP of the steps on clips and on single frames. one: the phase with a batch of one clip; alone: of the steps."""
 
     def counted(step: int, draws: int) -> int:
-        clips, generator = one.batch(step), torch.Generator(one.system.device)
-        each = []
-        for seed in range(draws):
-
-            def loss(seed: int = seed) -> Tensor:
-                return one.loss(clips, step, generator.manual_seed(seed))["loss"]
-
-            each.append(count_flops(loss, one.module.parameters()))
+        each = [loss_flops(one, one.batch(step), step, seed) for seed in range(draws)]
         return batch * round(sum(each) / draws)
 
     def first(still: bool) -> int | None:
@@ -63,19 +55,15 @@ def _counted(
 ) -> dict[str, Any]:
     """Steps come in a fixed round of kinds, each of which is counted on its first clip or window."""
     batches = stage.of(source, seed, IMAGE_SCENES if images else AUTOENCODER_SCENES, images)
+    first = batches(0)
+    phase = AutoencoderPhase(model.to(first.video.device), batches, first, stage.loss)
     steps, kinds, costs = steps_of(folder), dict[torch.Size, int](), list[int]()
     for step in range(min(steps, 4 * max(1, stage.image_every))):
         pixels = batches(step)
         one = PixelBatch(pixels.video[:1], pixels.actors[:1])
         if one.video.shape not in kinds:
-            kinds[one.video.shape] = _step_flops(model.to(one.video.device), one, stage)
+            kinds[one.video.shape] = loss_flops(phase, one)
         costs.append(kinds[one.video.shape] * len(pixels.video))
     rounds, rest = divmod(steps, len(costs))
     flops = rounds * sum(costs) + sum(costs[:rest])
     return {"stage": "autoencoder of images" if images else "autoencoder", "steps": steps, "flops": flops}
-
-
-def _step_flops(model: VideoAutoencoder, batch: PixelBatch, stage: AutoencoderStage) -> int:
-    phase = AutoencoderPhase(model, lambda _: batch, batch, stage.loss)
-    generator = torch.Generator(batch.video.device).manual_seed(0)
-    return count_flops(lambda: phase.loss(batch, 0, generator)["loss"], model.parameters())

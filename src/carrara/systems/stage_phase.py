@@ -16,11 +16,11 @@ from torch import Generator, Tensor, nn
 
 from carrara.core.types import TextStates, VideoShape
 from carrara.denoisers.unet3d import Conditions
-from carrara.nn.flops import count_flops
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.pixel_system import PixelSystem
 from carrara.systems.stage import Stage, draw_levels
+from carrara.systems.step_flops import loss_flops
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
 
@@ -151,6 +151,4 @@ class StagePhase:
         """The compute of one training step, forward and backward: that of the first clip, times the clips of a step."""
         batch = self.batch(0)
         one = CaptionedClips(batch.video[:1], batch.captions[:1], batch.images[:1], batch.image_captions[: batch.alone])
-        generator = Generator(self.system.device).manual_seed(0)
-        counted = count_flops(lambda: self.loss(one, 0, generator)["loss"], self.module.parameters())
-        return counted * len(batch.video)
+        return loss_flops(self, one) * len(batch.video)

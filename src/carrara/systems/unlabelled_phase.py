@@ -15,11 +15,11 @@ import torch
 from einops import repeat
 from torch import Generator, Tensor, nn
 
-from carrara.nn.flops import count_flops
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.stage import draw_levels
 from carrara.systems.stage_phase import VALIDATION_LEVELS, StagePhase
+from carrara.systems.step_flops import loss_flops
 
 if TYPE_CHECKING:
     from carrara.systems.make_a_video import MakeAVideo
@@ -105,9 +105,7 @@ class UnlabelledPhase:
         """The compute of one training step, forward and backward: that of the first clip, times the clips of a step."""
         batch = self.batch(0)
         one = UnlabelledClips(batch.video[:1], batch.fps)
-        generator = Generator(self.system.device).manual_seed(0)
-        counted = count_flops(lambda: self.loss(one, 0, generator)["loss"], self.module.parameters())
-        return counted * len(batch.video)
+        return loss_flops(self, one) * len(batch.video)
 
     def _error(self, clip: Tensor, fps: float, levels: Tensor, generator: Generator) -> Tensor:
         told, known = self.system.tell(self.stage, clip, fps, generator, training=True)
