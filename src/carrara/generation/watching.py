@@ -46,8 +46,9 @@ def attention_weights(system: LatentVideo, prompt: str, evaluation: Evaluation, 
     found: list[Tensor] = []
     queries = queries.to(system.device)
 
-    def look(layer: Any, inputs: tuple[Tensor, Tensor]) -> None:
-        found.append(layer.weights(*inputs, queries)[0].float().cpu())
+    def look(layer: Any, inputs: tuple[Any, ...]) -> None:
+        x, turns = inputs[:2]  # behind them, how a sequence is split over processes: it is whole here
+        found.append(layer.weights(x, turns, queries)[0].float().cpu())
 
     hooks = [block.self_attention.register_forward_pre_hook(look) for block in system.denoiser.blocks]
     try:
