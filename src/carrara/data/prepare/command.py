@@ -46,7 +46,7 @@ class Prepare:
     """Brightness up to which a frame is black; 0 keeps black."""
     frozen: float = 0.012
     """Change up to which a clip stands still; 0 keeps stills."""
-    duplicate: float = 0.015
+    duplicate: float = 0.07
     """Difference up to which two clips are one; 0 keeps duplicates."""
     no_images: bool = False
     """Leave pictures out."""

@@ -77,15 +77,14 @@ def pictures_in_time(image: Any) -> Iterator[Shown]:
 
 
 def _streams(container: Any) -> list[Any]:
-    """The videos of a file that can be decoded, its main one first; covers of albums are none."""
+    """The videos of a file that can be decoded, the largest first; covers of albums are none."""
     import av.stream
 
     cover = av.stream.Disposition.attached_pic
     found = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
     if not found:
         raise Unfit("unreadable", "it has no video that can be decoded")
-    best = container.streams.best("video")
-    return sorted(found, key=lambda stream: best is None or stream.index != best.index)
+    return sorted(found, key=lambda stream: -stream.codec_context.width * stream.codec_context.height)
 
 
 def _in_time(container: Any, stream: Any, lost: Lost) -> Iterator[Shown]:

@@ -40,7 +40,7 @@ class Settings:
     """Brightness up to which a frame is black; 0 keeps black."""
     frozen: float = 0.012
     """Change of brightness anywhere in the picture, up to which a piece stands still; 0 keeps stills."""
-    duplicate: float = 0.015
+    duplicate: float = 0.07
     """Difference of brightness anywhere in the picture, up to which two pieces are one; 0 keeps duplicates."""
     images: bool = True
     """Prepare pictures too."""

@@ -18,8 +18,8 @@ T = TypeVar("T")
 Small = NDArray[np.int16]  # `3 h w`: Y, U, V of a small picture
 
 REACH = 5  # frames to either side whose differences make the threshold
-SURE = 34.0  # steps of 255: a difference above which it is a cut whatever moves around
-FLOOR = 6.5  # below which it is none
+SURE = 45.0  # steps of 255: a difference above which it is a cut whatever moves around
+FLOOR = 9.0  # below which it is none
 RATIO = 3.5  # times the differences around
 _LOUDEST = 3  # of the differences around, so many of the largest are averaged
 
@@ -49,7 +49,7 @@ def _strength(smalls: list[Small], index: int) -> float:
 def is_cut(strength: float, around: list[float], sensitivity: float = 1.0) -> bool:
     """Whether a change is a cut, given those at most REACH frames before and after it."""
     loudest = sorted(around, reverse=True)[:_LOUDEST]
-    usual = sum(loudest) / _LOUDEST if loudest else 0.0
+    usual = sum(loudest) / len(loudest) if loudest else SURE
     strength *= sensitivity
     return strength >= SURE or (strength >= FLOOR and strength >= RATIO * usual)
 

@@ -182,14 +182,14 @@ def _members(folder: Path, name: str, settings: Settings, dropped: list[Dropped]
 
     media: dict[str, Item] = {}
     captions: dict[str, Caption] = {}
-    whole = (folder / name).stat().st_size
+    whole, before = (folder / name).stat().st_size, len(dropped)
     try:
         with tarfile.open(folder / name, "r:", errors="surrogateescape") as tar:
             for member in tar:
                 label = f"{name}/{member.name}"
                 stem, _, tail = member.name.rpartition("/")[2].partition(".")
                 key = f"{member.name.rpartition('/')[0]}/{stem}"
-                suffix = os.path.splitext(f".{tail.lower()}")[1]
+                suffix = f".{tail.lower().rpartition('.')[2]}"
                 if member.isdir() or stem == "":
                     continue
                 if not member.isreg() or member.issparse():
@@ -221,4 +221,6 @@ def _members(folder: Path, name: str, settings: Settings, dropped: list[Dropped]
             continue
         licence = told.licence or settings.licence or None
         items.append(replace(item, caption=told.text, licence=licence))
+    if len(dropped) == before and not items:
+        dropped.append(Dropped(name, "unreadable", "a tar without videos or pictures"))
     return items

@@ -2,7 +2,8 @@
 
 The hash is the sign of the low frequencies of each picture's cosine transform. It alone would call two takes of one
 person in one room the same; so of each likely pair the tiny pictures are compared, and at no place and time may they
-differ by more than what coding and scaling do.
+differ by more than what coding and scaling do. (Measured on real clips: the same one at three quarters of the size and
+CRF 33 differs by 0.02 to 0.065, the next second of the same shot by 0.26 to 0.43.)
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ SIDE = 16
 MOMENTS = 4
 _LOW = 8  # frequencies to either side
 _BITS = MOMENTS * _LOW * _LOW
-_BANDS = 24  # hashes that differ in fewer bits than this agree in a whole band
+_BANDS = 24  # of the bits, the lowest frequencies first
 _SPAN = 219
+_NOISE = 0.015  # difference that coding makes in any case
 
 Thumbs = NDArray[np.uint8]
 """`moments side side`: brightness in limited range."""
@@ -47,10 +49,12 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def perceptual_hash(thumbs: Thumbs) -> NDArray[np.bool_]:
-    """256 bits: which low frequencies of each moment lie above their median."""
+    """256 bits, from low frequencies to high: which of each moment lie above its median."""
     waves = np.einsum("ua,tab,vb->tuv", _cosines(), thumbs.astype(np.float64), _cosines()).reshape(MOMENTS, -1)
     waves[:, 0] = 0.0  # how bright the picture is says nothing of what it shows
-    return (waves > np.median(waves, axis=1, keepdims=True)).reshape(-1)
+    bits = waves > np.median(waves, axis=1, keepdims=True)
+    order = np.argsort(np.add.outer(np.arange(_LOW), np.arange(_LOW)).reshape(-1), kind="stable")
+    return bits[:, order].T.reshape(-1)
 
 
 def distance(one: Thumbs, other: Thumbs) -> float:
@@ -58,23 +62,30 @@ def distance(one: Thumbs, other: Thumbs) -> float:
     return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).max()) / _SPAN
 
 
+def allowance(thumbs: Thumbs, threshold: float) -> float:
+    """How much a piece may differ from this one and still be it. Of a calm piece no more than half of what moves in it:
+    the next second of the same shot differs by little too, and is another piece."""
+    moved = distance(thumbs[1:], thumbs[:-1])
+    return threshold if moved == 0 else min(threshold, max(_NOISE, moved / 2))
+
+
 class Duplicates:
-    """The pieces so far, searched by bands of their hashes: hashes that differ in fewer bits than there are bands agree
-    in at least one band (the pigeonhole principle), so likely pairs are found without comparing all."""
+    """The pieces so far, searched by bands of their hashes: likely are those that agree in a whole band. Hashes that
+    differ in fewer bits than there are bands do for certain, those that differ in twice as many nearly always."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self._names: list[int] = []
-        self._hashes: list[NDArray[np.bool_]] = []
         self._thumbs: list[Thumbs] = []
         self._bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def find(self, thumbs: Thumbs) -> int | None:
         """The first piece that shows the same, if one does."""
         bits = perceptual_hash(thumbs)
+        limit = allowance(thumbs, self.threshold)
         likely = sorted({index for key in self._keys(bits) for index in self._bands.get(key, ())})
         for index in likely:
-            if (self._hashes[index] != bits).sum() < _BANDS and distance(self._thumbs[index], thumbs) <= self.threshold:
+            if distance(self._thumbs[index], thumbs) <= limit:
                 return self._names[index]
         return None
 
@@ -84,7 +95,6 @@ class Duplicates:
         for key in self._keys(bits):
             self._bands[key].append(len(self._names))
         self._names.append(name)
-        self._hashes.append(bits)
         self._thumbs.append(thumbs)
 
     @staticmethod
