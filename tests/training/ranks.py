@@ -265,7 +265,7 @@ def die(folder: Path) -> None:
 
 
 def hang(folder: Path) -> None:
-    patience = Parallel(shard=False, timeout_minutes=3 / 60)
+    patience = Parallel(shard=False, timeout_minutes=0.1)
     run(folder, replace(CONFIG, checkpoint_every=1, parallel=patience), Failing(lambda: time.sleep(600)))
 
 

@@ -298,7 +298,8 @@ class _Run:
                     partial.rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-        self.team.wait()
+        for buffer in self.module.buffers():  # some phases measure what they export
+            self.team.copy_first(buffer)
 
     def stop(self) -> None:
         """Save the state, unless an update was cut in two or others do not know of it (the last checkpoint stands)."""

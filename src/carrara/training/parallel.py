@@ -94,6 +94,13 @@ class Team:
         dist.all_reduce(total)
         return total
 
+    def copy_first(self, tensor: Tensor) -> None:
+        """Give a tensor the first process's values, in place, whatever its layout."""
+        if not self.alone:
+            values = tensor.contiguous()
+            dist.broadcast(values, 0)
+            tensor.copy_(values)
+
     def wait(self) -> None:
         """Until everyone is here."""
         self.any(False)

@@ -87,7 +87,9 @@ class Held:
         dist.all_reduce(flat)
         found, *means = flat.split([len(copies), *(p.numel() for p in copies)])
         for parameter, mean, has in zip(copies, means, found.tolist()):
-            parameter.grad = mean.div_(self.team.size).view_as(parameter) if has else None
+            # In the parameter's own layout, which optimizers rely on.
+            mean = mean.div_(self.team.size).view(parameter.shape)
+            parameter.grad = torch.empty_like(parameter).copy_(mean) if has else None
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -124,17 +126,12 @@ def spread(module: nn.Module, team: Team, config: TrainConfig) -> Held:
         for split in splits:
             split(group)  # type: ignore[operator]
     if not team.alone:
-        _copy(module)
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                team.copy_first(tensor.data)
         if parallel.shard:
             _shard(module, config)
     return Held(module, team)
-
-
-def _copy(module: nn.Module) -> None:
-    """Everyone begins with the first process's weights and buffers, whatever they were drawn from."""
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.data, 0)
 
 
 def _shard(module: nn.Module, config: TrainConfig) -> None:
