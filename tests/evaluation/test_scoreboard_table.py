@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ import torch
 from carrara.core.media import write_video
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
+from carrara.evaluation.distribution.distances import distances
+from carrara.evaluation.distribution.distances import section as distribution_section
+from carrara.evaluation.permanence import section as permanence_section
 from carrara.evaluation.prompts import draw_prompts
+from carrara.evaluation.report.sections import Section
 from carrara.evaluation.scoreboard import MEASURES, PARTS, Cell, cells_of, markdown, over_trainings, side_by_side
 from carrara.evaluation.statistics import Estimate, mean_estimate
 from carrara.evaluation.subject import Subject
@@ -74,6 +79,26 @@ def evaluate_gaps(folder: Path):
 
     subject = Subject(VideoShape(2, 32, 32), 8.0, make)
     return evaluate(subject, folder / "gaps", only=PARTS[1:], prompts=1, tell=len, progress=False)
+
+
+def test_measures_are_found_under_the_names_that_their_sections_give_them():
+    draw = np.random.default_rng(0)
+    populations = {"model": 0.5, "truth": 0.0, "frozen": 3.0, "shuffled": 3.0}
+    reference = draw.normal(size=(40, 6))
+    found = {name: distances(draw.normal(shift, size=(40, 6)), reference) for name, shift in populations.items()}
+    nowhere = Section("", "", "Not measured: not asked for")
+    sections = {name: replace(nowhere, name=name) for name in PARTS}
+    cells = cells_of([*{**sections, "distribution": distribution_section(found)}.values()], "model")
+    assert cells["distance"].estimate == found["model"].kernel
+    assert cells["asked"].text() == cells["flicker"].text() == "not asked for"
+    crossings = permanence_section.shares("", {"model": [], "truth": []}, ())
+    row = (permanence_section.ALL, (Estimate(0.5, 0.2, 0.8, 9, True), Estimate(0.9, 0.8, 1.0, 9, True)))
+    assert permanence_section.ALL in dict(crossings.rows)
+    shown = Section("permanence", "", "", (replace(crossings, rows=(row,)),))
+    assert cells_of([*{**sections, "permanence": shown}.values()], "truth")["permanent"].estimate == row[1][1]
+    left_out = replace(shown, tables=(replace(crossings, rows=()),))  # as where a control does as well
+    found_none = cells_of([*{**sections, "permanence": left_out}.values()], "truth")["permanent"]
+    assert found_none.text() == "not told from controls"
 
 
 def test_a_row_shows_what_it_is_and_every_measure():
