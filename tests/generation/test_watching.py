@@ -48,7 +48,7 @@ def test_weights_times_values_are_what_attention_gives(model, plan, seen, monkey
 
     def keep(layer, inputs, output):
         real.append(output[0])
-        values.append(layer.read(*inputs)[1][0])
+        values.append(layer.read(*inputs[:2])[1][0])
 
     hooks = [block.self_attention.register_forward_hook(keep) for block in denoiser.blocks]
     tokens = torch.arange(3 * 1 * 2)
