@@ -1,14 +1,17 @@
-"""What several processes do in the tests of `training/parallel.py` and its like: `python ranks.py TASK FOLDER`."""
+"""What several processes do in the tests of `training/parallel.py` and its like: `python ranks.py FOLDER`."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
+import signal
 import socket
-import subprocess
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,7 @@ from carrara.training.config import Parallel, TrainConfig
 from carrara.training.loop import train
 from carrara.training.muon import ShardedMuon, muon_of
 from carrara.training.optim import Average, Optimizers
-from carrara.training.parallel import alone_first, join
+from carrara.training.parallel import _leave, alone_first, join
 from carrara.training.sharding import Rows, spread
 
 CONFIG = TrainConfig(
@@ -131,8 +134,11 @@ def train_all(folder: Path) -> None:
     run(folder / "sequence", replace(CONFIG, pieces=1, parallel=Parallel(sequence=2, recompute=True)))
     run(folder / "muon", MUON)
     run(folder / "bfloat16", replace(CONFIG, precision="bfloat16"))
-    reshard(folder / "saved-by-one", folder / "saved-by-one-then-two")
+    reshard(folder.parent / "saved-by-one", folder / "saved-by-one-then-two")
     reshard(folder / "saved-by-one-then-two", folder / "saved-by-one-then-two-twice")
+    with alone_first():
+        if not (folder / "begun-by-one").exists():
+            shutil.copytree(folder.parent / "begun-by-one", folder / "begun-by-one")
     run(folder / "begun-by-one", replace(CONSTANT, steps=6))
     run(folder / "begun-by-two", replace(CONSTANT, steps=3))
     for name, config in (
@@ -269,42 +275,60 @@ def hang(folder: Path) -> None:
     run(folder, replace(CONFIG, checkpoint_every=1, parallel=patience), Failing(lambda: time.sleep(600)))
 
 
-def start(task: str, folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
-    """Start so many processes as torchrun would."""
+TASKS: tuple[dict[str, tuple[Callable[[Path], None], ...]], ...] = (
+    {"all": (split_all, turns, orthogonalise, train_all)},
+    {"die": (die,), "hang": (hang,)},
+)
+
+
+def fork(name: str, tasks: Sequence[Callable[[Path], None]], folder: Path, size: int = 2) -> list[int]:
+    """Begin a task on so many processes, placed as torchrun would place them; their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::UserWarning", __file__, task, str(folder)]
-    return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
-def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
-    """Exit code and stderr of each, in their order; those that are left when this is cut short are killed."""
+    place = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    (folder / name).mkdir()
     found = []
-    try:
-        for process in processes:
-            _, told = process.communicate(timeout=timeout)
-            found.append((process.returncode, told))
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    for rank in range(size):
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                os.environ.update(
+                    {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+                )
+                os.dup2(os.open(folder / f"{name}-{rank}.told", os.O_WRONLY | os.O_CREAT), 2)
+                for task in tasks:
+                    task(folder / name)
+                _leave()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        found.append(process)
     return found
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
+    """Do all tasks and write how every process ended. Those that stand still are killed once the others have ended."""
     torch.set_num_threads(1)
-    tasks = {"all": (split_all, turns, orthogonalise, train_all), "die": (die,), "hang": (hang,)}
-    for task in tasks[sys.argv[1]]:
-        task(Path(sys.argv[2]))
-    print(json.dumps("done"))
+    codes: dict[str, list[int]] = {}
+    for together in TASKS:
+        begun = {name: fork(name, tasks, folder) for name, tasks in together.items()}
+        for name, processes in begun.items():
+            codes[name] = []
+            for process in processes:
+                if name == "hang" and codes[name]:
+                    os.kill(process, signal.SIGKILL)
+                codes[name].append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    # Once, before forking, rather than in every process.
+    import torch._dynamo
+    import torch.distributed.fsdp
+
+    warnings.simplefilter("error", UserWarning)
+    main(Path(sys.argv[1]))
