@@ -202,6 +202,7 @@ def train(args: list[str]) -> int:
     recipe, folder = training_run(args)
     from carrara.core.files import check_folder
     from carrara.training.loop import Stopped
+    from carrara.training.parallel import place
 
     check_folder(folder)
     try:
@@ -209,6 +210,8 @@ def train(args: list[str]) -> int:
     except Stopped as stop:
         print(f"carrara: {_one_line(stop)}", file=sys.stderr)
         return stop.exit_code
+    if place()[0] != 0:
+        return 0  # one process of several tells
     runs = (model / "model_index.json").is_file()  # not every recipe trains what makes clips from prompts
     prompt = getattr(recipe, "example", "a red ball bounces on the grass")
     print(f'{model}  try: carrara generate --model {model} "{prompt}"' if runs else model)
