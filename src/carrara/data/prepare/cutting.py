@@ -20,7 +20,7 @@ from carrara.data.prepare.settings import Settings
 from carrara.data.prepare.shots import Small, mark_cuts
 
 _LOW, _SPAN = 16, 219  # limited range: black, and from black to white
-_NEARLY_ALL = 98  # per cent of a black frame's places that are black
+_BRIGHT = 0.02  # share of a black frame's places that need not be black
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def _judged(piece: Stretch, settings: Settings) -> Stretch:
 
 def is_black(small: Small, threshold: float) -> bool:
     """Whether nearly every place of a picture is at most so bright, as a share of white."""
-    return threshold > 0 and bool(np.percentile(small[0], _NEARLY_ALL) <= _LOW + threshold * _SPAN)
+    bright = np.count_nonzero(small[0] > _LOW + threshold * _SPAN)
+    return threshold > 0 and bright <= _BRIGHT * small[0].size
 
 
 def motion(smalls: list[Small]) -> float:

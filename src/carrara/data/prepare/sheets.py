@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from carrara.core.pictures import arrange
 
 _HEIGHT = 96  # pixels of a frame in a strip
+_MOST = 1 << 20  # pieces are our own, of a size that fits
 
 
 def strip(frames: Sequence[NDArray[np.uint8]], height: int = _HEIGHT) -> NDArray[np.uint8]:
@@ -40,7 +41,8 @@ def save_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
 
 def frames_of(path: Path, count: int) -> list[NDArray[np.uint8]]:
     """Some frames of a piece, evenly spread, `h w 3`; of a picture the one there is."""
-    from carrara.core.media import read_video
+    from carrara.core import mp4, pictures  # not core/media.py, which would wait for torch
 
-    frames = read_video(path)[0].numpy()
+    read = pictures.read if path.suffix == ".png" else mp4.read
+    frames = read(path, _MOST, _MOST * _MOST)[0]
     return [frames[index] for index in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
