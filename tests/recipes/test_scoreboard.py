@@ -204,6 +204,7 @@ def test_several_trainings_on_a_given_autoencoder_and_a_failure_that_is_a_cell(m
     assert Cell.of(row["cells"]["asked"]).text() == "failed: no room for it"
     assert Cell.of(row["cells"]["seconds"]).text() == "-"
     assert "failed: no room for it" in markdown({"rows": [row]})
+    assert not list((tmp_path / "run").rglob("row.json"))  # so that it is tried again
     with pytest.raises(ValueError, match="no trained autoencoder"):
         replace(board, pond=tmp_path).make(tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -121,7 +121,7 @@ class Scoreboard:
         write_json(path, now)
 
     def _measured(self, row: str, home: Path, seed: int) -> dict[str, Any]:
-        """What is known of one training of a row, made or read back."""
+        """What is known of one training of a row, made or read back; a failure to make clips is told in its cells."""
         folder = home / f"seed-{seed}"
         if (folder / "row.json").is_file():
             return read_json(folder / "row.json")
@@ -140,12 +140,11 @@ class Scoreboard:
                 subject, folder / "evaluation", only=PARTS, prompts=self.prompts, tell=lambda line: None
             )
             found["truth"] = _plain(cells_of(sections, TRUTH))
-            cells = cells_of(sections, MODEL) | _costs(clips)
-        except (ValueError, RuntimeError) as error:
+            found["cells"] = _plain(cells_of(sections, MODEL) | _costs(clips))
+        except (ValueError, RuntimeError) as error:  # is told, and tried again by the next call
             found.setdefault("makes", "-")
             why = f"failed: {' '.join(str(error).split())}"
-            cells = dict.fromkeys(MEASURES, Cell(None, "-")) | {ASKED: Cell(None, why)}
-        found["cells"] = _plain(cells)
+            return found | {"cells": _plain(dict.fromkeys(MEASURES, Cell(None, "-")) | {ASKED: Cell(None, why)})}
         write_json(folder / "row.json", found)
         return found
 
