@@ -32,9 +32,10 @@ class Converter:
 
         self.format = f"yuv{settings.chroma}p"
         self._half = 2 if settings.chroma == 420 else 1
-        self._scaler, self._shrinker = VideoReformatter(), VideoReformatter()
-        exact = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-        self._fine, self._coarse = Interpolation.BICUBIC | exact, Interpolation.AREA
+        self._scaler, self._shrinker, self._sketcher = (VideoReformatter() for _ in range(3))
+        self._fine, self._coarse = Interpolation.BICUBIC, Interpolation.AREA
+        # The scaler's fast arithmetic darkens by one to two levels where matrix or range change.
+        self._exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
     def small(self, frame: Any) -> Small:
         """`3 h w`: Y, U, V of the whole picture, tiny, in limited range."""
@@ -61,7 +62,7 @@ class Converter:
             dst_colorspace=_BT709,
             src_color_range=_range(frame),
             dst_color_range=_LIMITED,
-            interpolation=self._fine,
+            interpolation=self._fine if _is_bt709(frame) else self._exact,
             threads=1,
         )
         width, height = fit.size
@@ -80,10 +81,18 @@ class Converter:
         frame.colorspace, frame.color_range = _BT709, _LIMITED
         return frame
 
-    def pixels(self, planes: Planes) -> NDArray[np.uint8]:
-        """The planes as sRGB pixels `h w 3`."""
+    def pixels(self, planes: Planes, height: int) -> NDArray[np.uint8]:
+        """The planes as a small sRGB picture `h w 3`, so many pixels high."""
         frame = self.frame(planes)
-        rgb = self._scaler.reformat(frame, format="rgb24", dst_color_range=_FULL, interpolation=self._fine, threads=1)
+        rgb = self._sketcher.reformat(
+            frame,
+            max(1, round(frame.width * height / frame.height)),
+            height,
+            "rgb24",
+            dst_color_range=_FULL,
+            interpolation=self._coarse,
+            threads=1,
+        )
         return np.asarray(rgb.to_ndarray(), np.uint8)
 
     def luma(self, planes: Planes) -> NDArray[np.uint8]:
@@ -98,6 +107,15 @@ def planes_of(frame: Any) -> list[NDArray[np.uint8]]:
         lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
         rows.append(lines[: plane.height, : plane.width])
     return rows
+
+
+def _is_bt709(frame: Any) -> bool:
+    """Whether its planes need no other colours."""
+    return (
+        frame.format.name == "yuv420p"
+        and (matrix_of(frame) or frame.colorspace) == _BT709
+        and frame.color_range < _FULL
+    )
 
 
 def _range(frame: Any) -> int | None:

@@ -32,7 +32,7 @@ from carrara.data.prepare.fitting import fit
 from carrara.data.prepare.pictures import fitted, flat, open_picture, readable
 from carrara.data.prepare.reasons import Dropped, Unfit
 from carrara.data.prepare.settings import Settings
-from carrara.data.prepare.sheets import save_jpeg, strip
+from carrara.data.prepare.sheets import STRIP, save_jpeg, strip
 from carrara.data.prepare.sources import Item, open_item
 from carrara.data.prepare.thumbs import thumb, thumbs_of
 
@@ -164,7 +164,7 @@ class _Preparing:
         self._record(stretch.reason, stretch.sentence, stretch.start, stretch.end)
         if self.shown[stretch.reason] <= _SHOWN:
             chosen = [ticks[index].planes for index in np.linspace(0, len(ticks) - 1, 4).round().astype(int)]
-            self._draw([self.converter.pixels(planes) for planes in chosen])
+            self._draw([self.converter.pixels(planes, STRIP) for planes in chosen])
 
     def _record(self, reason: str, sentence: str, start: float | None = None, end: float | None = None) -> None:
         start, end = (None if time is None else round(time, 6) for time in (start, end))

@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from carrara.core.pictures import arrange
 
-_HEIGHT = 96  # pixels of a frame in a strip
-_MOST = 1 << 20  # pieces are our own, of a size that fits
+STRIP = 96  # pixels of a frame in a strip
+_FULL = 2  # FFmpeg's code for the range of RGB
 
 
-def strip(frames: Sequence[NDArray[np.uint8]], height: int = _HEIGHT) -> NDArray[np.uint8]:
+def strip(frames: Sequence[NDArray[np.uint8]], height: int = STRIP) -> NDArray[np.uint8]:
     """Frames `h w 3` side by side, small."""
     from PIL import Image
 
     high, wide = frames[0].shape[:2]
     size = (max(1, round(wide * height / high)), height)
+    if high == height:
+        return arrange(np.stack(frames), len(frames))
     small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames]
     return arrange(np.stack(small), len(small))
 
@@ -40,9 +42,29 @@ def save_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def frames_of(path: Path, count: int) -> list[NDArray[np.uint8]]:
-    """Some frames of a piece, evenly spread, `h w 3`; of a picture the one there is."""
-    from carrara.core import mp4, pictures  # not core/media.py, which would wait for torch
+    """Some frames of a piece, evenly spread, `h w 3`; of a picture the one there is.
 
-    read = pictures.read if path.suffix == ".png" else mp4.read
-    frames = read(path, _MOST, _MOST * _MOST)[0]
-    return [frames[index] for index in np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+    Raises ValueError for a file that is not there or not whole.
+    """
+    import av
+    from av.video.reformatter import VideoReformatter
+    from PIL import Image
+
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                return [np.asarray(image.convert("RGB"))]
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            decoded = list(container.decode(video=0))
+    except (OSError, av.FFmpegError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    reformatter = VideoReformatter()
+    chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).round().astype(int)
+    return [
+        np.asarray(
+            reformatter.reformat(decoded[index], format="rgb24", dst_color_range=_FULL, threads=1).to_ndarray(),
+            np.uint8,
+        )
+        for index in chosen
+    ]

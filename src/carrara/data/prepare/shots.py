@@ -21,13 +21,13 @@ REACH = 5  # frames to either side whose differences make the threshold
 SURE = 45.0  # steps of 255: a difference above which it is a cut whatever moves around
 FLOOR = 9.0  # below which it is none
 RATIO = 3.5  # times the differences around
+_CALM = 4.0  # below, the frames further away are not asked
 _LOUDEST = 3  # of the differences around, so many of the largest are averaged
 
 
 def difference(one: Small, other: Small) -> float:
-    """Mean absolute difference of brightness and of colour, in steps of 255."""
-    means = np.abs(one - other).mean(axis=(1, 2))
-    return float(means[0] + means[1] + means[2])
+    """Mean absolute differences of brightness and of the two colours, summed, in steps of 255."""
+    return float(np.abs(one - other).sum(dtype=np.int64)) / (one.shape[1] * one.shape[2])
 
 
 def strengths(smalls: list[Small]) -> list[float]:
@@ -39,6 +39,8 @@ def _strength(smalls: list[Small], index: int) -> float:
     if index == 0:
         return 0.0
     found = difference(smalls[index - 1], smalls[index])
+    if found < _CALM:
+        return found
     if index + 1 < len(smalls):
         found = min(found, difference(smalls[index - 1], smalls[index + 1]))
     if index >= 2:

@@ -30,7 +30,7 @@ Thumbs = NDArray[np.uint8]
 def thumb(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture `h w` as means over a grid."""
     rows, columns = (np.linspace(0, side, SIDE + 1).astype(int) for side in luma.shape)
-    sums = np.add.reduceat(np.add.reduceat(luma, rows[:-1], 0, dtype=np.float64), columns[:-1], 1)
+    sums = np.add.reduceat(np.add.reduceat(luma, rows[:-1], 0, dtype=np.uint32), columns[:-1], 1)
     areas = np.maximum(np.diff(rows), 1)[:, None] * np.maximum(np.diff(columns), 1)
     return (sums / areas).round().astype(np.uint8)
 
