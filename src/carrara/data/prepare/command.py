@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from carrara.core.options import parse
+from carrara.data.prepare.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,29 @@ class Prepare:
     """Folder of what there is."""
     folder: Positional[Annotated[str, arg(metavar="DST")]]
     """Folder to write: shards, manifest.jsonl, dropped.jsonl and report/index.html."""
-    fps: float = 16.0
+    fps: float = Settings.fps
     """Frames per second of the clips."""
-    frames: Annotated[str, arg(metavar="N,...")] = "17"
+    frames: Annotated[str, arg(metavar="N,...")] = ",".join(map(str, Settings.frames))
     """Frames of a clip, 1 + 4k; of several the longest that fits a shot is cut first."""
-    sizes: Annotated[str, arg(metavar="WxH,...")] = "256x256,320x192,192x320"
+    sizes: Annotated[str, arg(metavar="WxH,...")] = ",".join(f"{w}x{h}" for w, h in Settings.sizes)
     """Buckets; each video goes to the one that fits its shape best."""
-    multiple: int = 16
+    multiple: int = Settings.multiple
     """What sides must be multiples of; 32 for models with a stride of 16 and patches of 2."""
-    chroma: int = 420
+    chroma: int = Settings.chroma
     """How colour is stored: 420, or 444 without loss of its resolution."""
-    upscale: float = 1.25
+    upscale: float = Settings.most_upscaled
     """How many times a source may be enlarged."""
-    crop: float = 0.5
+    crop: float = Settings.most_cropped
     """Share of the picture that may be cut away."""
-    least_rate: float = 0.5
+    least_rate: float = Settings.least_rate
     """Share of a clip's frames that must differ in time."""
-    cuts: float = 1.0
+    cuts: float = Settings.cut_sensitivity
     """Sensitivity to cuts between shots: above 1 finds more."""
-    black: float = 0.06
+    black: float = Settings.black
     """Brightness up to which a frame is black; 0 keeps black."""
-    frozen: float = 0.012
+    frozen: float = Settings.frozen
     """Change up to which a clip stands still; 0 keeps stills."""
-    duplicate: float = 0.07
+    duplicate: float = Settings.duplicate
     """Difference up to which two clips are one; 0 keeps duplicates."""
     no_images: bool = False
     """Leave pictures out."""
@@ -58,15 +59,15 @@ class Prepare:
     """Command that prints a caption, for clips without one; {clip} is the video, {sheet} a picture of its frames."""
     caption_model: Annotated[str, arg(metavar="DIR")] = ""
     """Folder of a transformers image-to-text model that captions them instead."""
-    caption_prompt: Annotated[str, arg(metavar="TEXT")] = "Describe this video in one sentence."
+    caption_prompt: Annotated[str, arg(metavar="TEXT")] = Settings.caption_prompt
     """What a caption model that takes instructions is asked."""
-    shard_mb: int = 256
+    shard_mb: int = Settings.shard_bytes >> 20
     """Megabytes of a shard."""
-    most_pixels: int = 8192 * 4608
+    most_pixels: int = Settings.most_pixels
     """Pixels of a frame that are still decoded."""
-    seconds: float = 7200.0
+    seconds: float = Settings.seconds
     """Time for one file."""
-    stall: float = 300.0
+    stall: float = Settings.stall
     """Seconds without progress, after which a file is given up."""
     workers: int = 0
     """Processes; as many as there are cores if 0."""
@@ -91,7 +92,6 @@ def prepare(args: list[str]) -> int:
         raise ValueError(f"--workers {options.workers}: must be at least 1, or 0 for one for each core")
     from carrara.core.progress import progress_bar
     from carrara.data.prepare.run import prepare as run
-    from carrara.data.prepare.settings import Settings
 
     settings = Settings(
         fps=options.fps,
