@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tests.data.prepared_folder import Clip, mixed, write_prepared
 from tests.systems.foreign import write_diffusers, write_original
 
+from carrara.autoencoders.video import VideoAutoencoder
 from carrara.cli import run
 from carrara.core.types import VideoShape
 from carrara.data.clip_latents import open_latents
@@ -22,6 +23,8 @@ from carrara.recipes.clips import ClipsRecipe
 from carrara.recipes.clips_autoencoder import ClipsAutoencoderPhase, encoder_fingerprint, open_autoencoder
 from carrara.recipes.clips_data import LatentBatches, Split, ViewBatches, Views, encoding, without_actors
 from carrara.recipes.clips_start import open_finished
+from carrara.recipes.pond_data import train_pond_tokenizer
+from carrara.systems.folder import write_autoencoder
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import to_unit
 from carrara.training.checkpoint import checkpoints
@@ -257,12 +260,21 @@ def test_a_foreign_model_is_trained_on_and_written_as_it_was_published(tmp_path,
     assert _same(original, LatentVideo.load(model).autoencoder)
 
 
+def test_a_model_of_other_sizes_is_told_before_anything_runs(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES["pond-tiny"]()  # of stride 16 in patches of 2: sides are multiples of 32
+    write_autoencoder(VideoAutoencoder(recipe.autoencoder.model), tmp_path / "vae", torch.float32)
+    recipe.fresh_system(tmp_path / "vae", train_pond_tokenizer(), torch.device("cpu")).save(tmp_path / "coarse")
+    assert run(["train", "clips-tiny", "-o", "run", "--data", str(data), "--start", "coarse"]) == 2
+    assert "coarse cannot take its 6 clips of 9 frames of 48x32" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({}, "data is not set: give a folder that `carrara data prepare` has written, as --data FOLDER"),
         ({"data": "nowhere"}, "nowhere: not a prepared folder"),
-        ({"data": "prepared", "start": "pond"}, "pond cannot take its 6 clips of 9 frames of 48x32"),
         ({"data": "prepared", "start": "nonsense"}, "unknown model 'nonsense'"),
         ({"data": "prepared", "start": "pond", "vae": "pond"}, "a finished model has its own autoencoder"),
         ({"data": "prepared", "held-out": "1"}, "held_out=1.0: must be a share from 0 to below 1"),
