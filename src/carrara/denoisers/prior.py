@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from carrara.core.config import at_least
 from carrara.core.types import TextStates
 from carrara.denoisers.unet_blocks import TextPool
 from carrara.nn.layers import linear32, sinusoid
@@ -29,9 +30,7 @@ class PriorConfig:
     blocks: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("embedding", "text_dim", "dim", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "embedding", "text_dim", "dim", "blocks")
         if self.dim % 2:
             raise ValueError(f"dim={self.dim}: must be even")
 

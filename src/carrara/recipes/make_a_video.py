@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from carrara.core.config import to_dict
+from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.prior import Prior, PriorConfig
@@ -65,9 +65,7 @@ class PhasePlan:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"share={self.share}: must be above 0 and below 1, a phase's part of the compute")
-        for name in ("batch", "validation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "batch", "validation")
 
 
 @dataclass(frozen=True)

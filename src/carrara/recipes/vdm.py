@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from carrara.core.config import to_dict
+from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
@@ -60,9 +60,10 @@ class StagePlan:
     validation: int = 32
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("batch", 1), ("images", 0), ("validation", 1), ("span", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 1, "frames", "batch")
+        at_least(self, 0, "images")
+        at_least(self, 1, "validation")
+        at_least(self, 0, "span")
         check_flops(self.flops)
         for name in ("height", "width"):
             check_multiple(name, getattr(self, name), self.network.side_step)

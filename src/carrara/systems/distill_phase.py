@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from carrara.core.config import choose
+from carrara.core.config import at_least, choose
 from carrara.core.types import Keyframes, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
 from carrara.diffusion.distillation import SOLVERS, Flow, guided_flow, mean_flow, moved, visited, window_levels
@@ -53,9 +53,9 @@ class Distillation:
 
     def __post_init__(self) -> None:
         choose("solver", self.solver, SOLVERS)
-        for name, least in (("steps", 1), ("parts", 1), ("rolled", 0), ("compared", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 1, "steps", "parts")
+        at_least(self, 0, "rolled")
+        at_least(self, 1, "compared")
         for name in ("independent", "region"):
             if getattr(self.fields, name):
                 raise ValueError(

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from carrara.core.config import at_least
 from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import Conditions
@@ -63,9 +64,8 @@ class MakeAVideoSettings:
     vector_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 2), ("skip", 2), ("space", 1), ("prior_steps", 1), ("fine_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 2, "frames", "skip")
+        at_least(self, 1, "space", "prior_steps", "fine_steps")
         if not 0 < self.fps * self.skip <= FASTEST:
             raise ValueError(f"fps={self.fps:g}, skip={self.skip}: at most {FASTEST:g} frames per second in the end")
         if not 0 < self.overlap < self.frames:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from carrara.core.config import choose
+from carrara.core.config import at_least, choose
 from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.unet3d import Conditions
 from carrara.diffusion.conditioning import Start, guide_known, replace_known
@@ -60,9 +60,7 @@ class VDMSettings:
 
     def __post_init__(self) -> None:
         choose("way to extend", self.extend, dict.fromkeys(EXTENSIONS))
-        for name in ("frames", "time", "space", "fine_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "frames", "time", "space", "fine_steps")
         if not 0 < self.overlap < max(2, self.frames):
             raise ValueError(f"overlap={self.overlap}: must be at least 1 and less than the {self.frames} frames")
         if self.fine_frames % self.time != 1 % self.time or self.fine_frames < 2:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from carrara.core.config import at_least
 from carrara.core.types import TextStates
 
 PLACES = 4  # rows and columns of the map that an image's embedding reads
@@ -34,9 +35,9 @@ class ContrastiveConfig:
     embedding: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("side", 4), ("dim", 1), ("levels", 1), ("text_dim", 1), ("embedding", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 4, "side")
+        at_least(self, 1, "dim", "levels", "text_dim")
+        at_least(self, 2, "embedding")
         if self.side % 2**self.levels:
             raise ValueError(f"side={self.side}: must be a multiple of {2**self.levels}, to halve {self.levels} times")
 
