@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from carrara.core.config import nearest
+from carrara.core.config import at_least, nearest
 from carrara.nn.positions import axis_widths
 
 # Our settings and theirs in the config.json of diffusers' WanTransformer3DModel, and what we expect of the others.
@@ -56,9 +56,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         sizes = ["heads", "layers", "ffn_dim", "in_channels", "out_channels", "text_dim"]
         sizes += [name for name in ("image_dim", "image_positions") if getattr(self, name) is not None]
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, *sizes)
         if self.frequencies < 2 or self.frequencies % 2:
             raise ValueError(f"frequencies={self.frequencies}: must be even and at least 2, such as 256")
         if len(self.patch) != 3 or min(self.patch) < 1:

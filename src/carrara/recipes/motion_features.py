@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
-from carrara.core.config import to_dict, write_json
+from carrara.core.config import at_least, to_dict, write_json
 from carrara.data.batches import mix as mix_seed
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene
@@ -73,12 +73,10 @@ class MotionRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("scenes", 1), ("views", 1), ("frames", LEAST_FRAMES), ("wide_every", 1), ("held_out_every", 1),
-            ("validation", 2),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        at_least(self, 1, "scenes", "views")
+        at_least(self, LEAST_FRAMES, "frames")
+        at_least(self, 1, "wide_every", "held_out_every")
+        at_least(self, 2, "validation")
         if len(self.model.channels) < CELL_MAP + 2:
             raise ValueError(
                 f"channels={self.model.channels}: at least {CELL_MAP + 2} are needed, the last for half as many frames"
