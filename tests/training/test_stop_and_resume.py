@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -52,10 +53,16 @@ class Trainer:
         """Kill a run, as soon as something holds, by a signal that nobody can catch. One that ends before is told."""
         process = self.start(folder, **more)
         assert process > 1
-        while not when():
-            if select.select([self.process.stdout], [], [], 0)[0]:
-                return self.end()
-        os.kill(process, signal.SIGKILL)
+        try:
+            while not when():
+                if select.select([self.process.stdout], [], [], 0)[0]:
+                    break
+            else:
+                os.kill(process, signal.SIGKILL)
+        except BaseException:
+            os.kill(process, signal.SIGKILL)
+            self.end()  # or the next run would be told how this one ended
+            raise
         return self.end()
 
     def _said(self) -> int:
@@ -82,6 +89,15 @@ def losses(folder: Path) -> list[tuple[int, str]]:
     path = folder / "losses"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(step), value) for step, value in (line.split() for line in lines)]
+
+
+def half_written(folder: Path) -> list[Path]:
+    """The files of checkpoints that are being written, or were when their process died."""
+    found: list[Path] = []
+    for place in folder.glob("checkpoints/*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # it was whole, and renamed, between the two looks
+            found += place.iterdir()
+    return found
 
 
 def check_resumed(trainer: Trainer, folder: Path) -> None:
@@ -121,14 +137,15 @@ def test_killed_again_and_again(trainer: Trainer):
 
 @pytest.mark.parametrize("save", ["first", "later"])
 def test_killed_while_a_checkpoint_is_being_written(trainer: Trainer, save: str):
-    """As soon as the half-written file is seen. Sometimes it is whole by the time the signal comes: try again."""
+    """As soon as the half-written file is seen. Sometimes it is whole by the time it is looked for, or the signal
+    comes: try again."""
     for attempt in range(20):
         folder = trainer.folder / f"writing-{save}-{attempt}"
         if save == "later":
             trainer.kill(folder, lambda: len(checkpoints(folder)) == 1, pause=0.005)  # noqa: B023
-        code = trainer.kill(folder, lambda: any(folder.glob("checkpoints/*.partial/*")), pause=0.005)  # noqa: B023
-        assert code == -signal.SIGKILL
-        if half := list(folder.glob("checkpoints/*.partial/*")):
+        code = trainer.kill(folder, lambda: bool(half_written(folder)), pause=0.005)  # noqa: B023
+        if half := half_written(folder):
+            assert code == -signal.SIGKILL
             assert len(half) == 1
             assert len(checkpoints(folder)) == (save == "later")
             check_resumed(trainer, folder)
@@ -142,7 +159,7 @@ def test_dead_at_the_first_byte_of_a_checkpoint(trainer: Trainer):
     assert trainer.run(folder, limit=10_000, fatal=True) == -signal.SIGXFSZ
     assert len(losses(folder)) == kills.EVERY
     assert not checkpoints(folder)
-    assert len(list(folder.glob("checkpoints/*.partial/*"))) == 1
+    assert len(half_written(folder)) == 1
     check_resumed(trainer, folder)
 
 
