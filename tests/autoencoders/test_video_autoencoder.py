@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from carrara.autoencoders.causal import CausalConv
 from carrara.autoencoders.video import LatentStatistics, Posterior, VideoAutoencoder, latent_statistics
+from carrara.autoencoders.video_blocks import Down, ResidualBlock, Up
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_128
 from carrara.core.types import Decoder, Encoder
 
@@ -88,6 +90,25 @@ def test_decoding_in_chunks_equals_decoding_whole(config: VideoAutoencoderConfig
     whole = model.decode(latents)
     close(torch.cat(parts, 2), whole)
     close(torch.cat(list(model.decode_chunks(latents)), 2), whole)
+
+
+@CONFIGS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_every_block_finds_channels_last(config: VideoAutoencoderConfig, dtype: torch.dtype) -> None:
+    """One layer of another layout spreads it to all that follow: the same values, in half as much time again."""
+    model, lost = build(config).to(dtype), []
+
+    def look(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        lost.extend(name for x in (inputs[0], output) if not x.is_contiguous(memory_format=torch.channels_last_3d))
+
+    for name, part in model.named_modules():
+        if isinstance(part, ResidualBlock | CausalConv | Up | Down):
+            part.register_forward_hook(lambda _part, inputs, output, name=name: look(name, inputs, output))
+    latents = model.encode(clip(config, 1 + 2 * config.stride.time).to(dtype)).to(dtype)
+    model.decode(latents)
+    list(model.decode_chunks(latents))
+    assert not lost
 
 
 @CONFIGS

@@ -50,6 +50,14 @@ class Stream:
         return tuple(self._left)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x as it is, or moved: some kernels (transposed, of few channels in float32) write another layout.
+
+    It would spread to all that follows, and cost a third of a decoding.
+    """
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
 def no_frames(x: Tensor, frames: int) -> Tensor:
     """Zeros before x, `b c frames h w`, channels last as x is: joined with another layout x would lose its own."""
     b, c, _, h, w = x.shape
@@ -65,10 +73,10 @@ class CausalConv(nn.Conv3d):
     def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
         history = self.kernel_size[0] - 1
         if not history:
-            return super().forward(x)
+            return channels_last(super().forward(x))
         if stream.whole and x.shape[2] == 1:  # an image: the taps on the past would only meet zeros
-            return F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding)
-        return super().forward(stream.before(x, history))
+            return channels_last(F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding))
+        return channels_last(super().forward(stream.before(x, history)))
 
 
 class RMSNorm(nn.Module):

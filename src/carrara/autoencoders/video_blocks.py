@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from carrara.autoencoders.causal import CausalConv, RMSNorm, Stream, no_frames
+from carrara.autoencoders.causal import CausalConv, RMSNorm, Stream, channels_last, no_frames
 
 
 class ResidualBlock(nn.Module):
@@ -65,13 +65,14 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         x = F.conv3d(F.pad(x, (0, 1, 0, 1)), self.space.weight[:, :, None], self.space.bias, stride=(1, 2, 2))
+        x = channels_last(x)
         if self.time is None:
             return x
         joined = x if stream.first else torch.cat([stream.take().to(x.dtype), x], dim=2)
         stream.leave(x[:, :, -1:])
         if not stream.first:
-            return self.time(joined)
-        return torch.cat([x[:, :, :1], self.time(joined).to(x.dtype)], dim=2) if x.shape[2] > 1 else x
+            return channels_last(self.time(joined))
+        return channels_last(torch.cat([x[:, :, :1], self.time(joined).to(x.dtype)], dim=2)) if x.shape[2] > 1 else x
 
 
 class Up(nn.Module):
@@ -89,7 +90,7 @@ class Up(nn.Module):
         # one summed over 2 x 2 windows: less than half the multiplications, and no large tensor in between.
         kernel = F.avg_pool2d(self.space.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
         kernel = rearrange(kernel, "out c y x -> c out 1 y x")
-        return F.conv_transpose3d(x, kernel, self.space.bias, stride=(1, 2, 2), padding=(0, 1, 1))
+        return channels_last(F.conv_transpose3d(x, kernel, self.space.bias, stride=(1, 2, 2), padding=(0, 1, 1)))
 
     def _double(self, x: Tensor, time: CausalConv, stream: Stream) -> Tensor:
         still, moving = (x[:, :, :1], x[:, :, 1:]) if stream.first else (x[:, :, :0], x)
