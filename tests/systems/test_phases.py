@@ -66,6 +66,20 @@ def test_the_draw_of_times_reaches_the_loss(denoiser_phase):
     assert loss(TimeDraw(uniform=0, mean=-8)) != loss(TimeDraw(uniform=0, mean=8))
 
 
+def test_single_frames_have_a_draw_of_their_own(denoiser_phase):
+    clips = captioned(0)
+    frames = replace(clips, latents=clips.latents[:, :, :1])
+
+    def loss(batch, times: TimeDraw | None, image_times: TimeDraw | None) -> float:
+        denoiser_phase.times, denoiser_phase.image_times = times, image_times
+        with torch.no_grad():
+            return float(denoiser_phase.loss(batch, 0, torch.Generator().manual_seed(1))["loss"])
+
+    low, high = TimeDraw(uniform=0, mean=-8), TimeDraw(uniform=0, mean=8)
+    assert loss(clips, low, high) == loss(clips, low, None) != loss(clips, high, None)
+    assert loss(frames, low, high) == loss(frames, high, None) != loss(frames, low, None)
+
+
 @pytest.mark.parametrize("name", ["autoencoder_phase", "denoiser_phase"])
 def test_the_loss_is_a_function_of_its_generator_and_reaches_the_weights(name, request):
     phase = request.getfixturevalue(name)

@@ -66,10 +66,11 @@ class DenoiserStage:
 
     model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
     clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
-    images: which steps are on single frames; fields: shares of the kinds of noise field; times: how noise levels are
-    drawn; alignment: of middle features with what the clips truly show; sampling: what the finished model does by
-    default; start: a training folder of such a model whose averaged weights it begins from, on other clips or by
-    another schedule; flops: compute to train with, None for the length that `train` says.
+    images: which steps are on single frames; fields: shares of the kinds of noise field; times, image_times: how noise
+    levels of clips and of single frames are drawn (of a frame, fewer tokens agree, so less noise hides it); alignment:
+    of middle features with what the clips truly show; sampling: what the finished model does by default; start: a
+    training folder of such a model whose averaged weights it begins from, on other clips or by another schedule;
+    flops: compute to train with, None for the length that `train` says.
     """
 
     model: DiTConfig
@@ -85,6 +86,7 @@ class DenoiserStage:
     images: ImageSteps = field(default_factory=ImageSteps)
     fields: FieldMix = field(default_factory=FieldMix)
     times: TimeDraw = field(default_factory=TimeDraw)
+    image_times: TimeDraw = field(default_factory=TimeDraw)
     alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start: str | None = None
@@ -203,6 +205,7 @@ class PondRecipe:
             PICTURED,
             self.shape,
             times=stage.times,
+            image_times=stage.image_times,
             content_head=head,
         )
 

@@ -128,8 +128,9 @@ class AutoencoderPhase:
 class DenoiserPhase:
     """Train the transformer and the text encoder together to undo noise on encoded clips (flow matching).
 
-    times: how noise levels are drawn; content_head: learns from the transformer's middle what batches truly show (see
-    `alignment.py`). It is trained and checkpointed with the model, and no part of it.
+    times: how noise levels are drawn; image_times: those of single frames, None for the same way; content_head: learns
+    from the transformer's middle what batches truly show (see `alignment.py`). It is trained and checkpointed with the
+    model, and no part of it.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class DenoiserPhase:
         shape: VideoShape,
         caption_dropout: float = 0.1,
         times: TimeDraw | None = None,
+        image_times: TimeDraw | None = None,
         content_head: ContentHead | None = None,
     ) -> None:
         parts: dict[str, nn.Module] = {"denoiser": system.denoiser, "text_encoder": system.text_encoder}
@@ -158,6 +160,7 @@ class DenoiserPhase:
         self.shape = shape
         self.caption_dropout = caption_dropout
         self.times = times
+        self.image_times = image_times
         self.content_head = content_head
 
     @staticmethod
@@ -174,7 +177,8 @@ class DenoiserPhase:
         count = draw_count(stored, generator)
         _, rows, columns = self.system.patch
         grid = (latents.shape[3] // rows, latents.shape[4] // columns)
-        field = draw_field(b, f, generator, mix, self.times, stored, count, grid)
+        times = self.times if f > 1 or self.image_times is None else self.image_times
+        field = draw_field(b, f, generator, mix, times, stored, count, grid)
         dropped = torch.rand(b, generator=generator, device=device) < self.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
         noise = torch.randn(latents.shape, generator=generator, device=device)
