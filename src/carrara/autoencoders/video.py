@@ -56,7 +56,7 @@ def latent_statistics(means: Iterable[Tensor]) -> LatentStatistics:
 
 
 def chunk_frames(height: int, width: int) -> int:
-    """How many latent frames of this size are decoded at a time: one where they are large, more where it is faster."""
+    """How many latent frames of this size go through at a time: one where they are large, more where it is faster."""
     return max(1, 512 // (height * width))
 
 
@@ -115,8 +115,21 @@ class VideoAutoencoder(nn.Module):
         return self._moments(video, Stream())
 
     def encode(self, video: Tensor) -> Tensor:
-        """The posterior's mean, normalised: `b 3 t h w` in [-1, 1] to `b c f h w`."""
-        return self.normalise(self.posterior(video).mean)
+        """The posterior's mean, normalised: `b 3 t h w` in [-1, 1] to `b c f h w`.
+
+        Where nothing is to be learned it goes in chunks, which take less memory and reuse it.
+        """
+        if torch.is_grad_enabled():
+            return self.normalise(self.posterior(video).mean)
+        _check_axes("video", video, 3)
+        latent = VideoShape(*video.shape[2:]).latent(self.stride)
+        more = self.stride.time * max(1, chunk_frames(latent.height, latent.width) // 2)  # frames of a later chunk
+        state, parts = None, []
+        for chunk in (video[:, :, : 1 + more], *video[:, :, 1 + more :].split(more, dim=2)):
+            if chunk.shape[2]:
+                part, state = self.encode_chunk(chunk, state)
+                parts.append(part)
+        return torch.cat(parts, dim=2)
 
     def encode_chunk(self, chunk: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next frames of a clip: first 1 + 4k with state None, then 4k with the state that came back."""
