@@ -1,12 +1,15 @@
 """Draw the curves of a training run as an SVG: the training loss, and what validation measured.
 
-python examples/plot_run.py RUN/denoiser docs/pictures/pond-denoiser.svg loss loss_mean
+python examples/plot_run.py RUN/denoiser [LATER/denoiser ...] docs/pictures/pond-denoiser.svg loss loss_mean
+
+Runs that began from one another's weights (`--denoiser.start`) make one curve, one after the other.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from carrara.training.metrics import read_metrics
@@ -15,13 +18,17 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 56, 130, 16, 40
 COLOURS = ("#2a5bd7", "#d9480f", "#2b8a3e", "#862e9c")
 
 
-def series(folder: Path, names: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """Points (step, value) of every name that the run recorded."""
+def series(folders: Sequence[Path], names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """Points (step, value) of every name that the runs recorded."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for line in read_metrics(folder / "metrics.jsonl"):
-        for name in names:
-            if isinstance(line.get(name), float):
-                found[name].append((line["step"], line[name]))
+    before = 0
+    for folder in folders:
+        lines = list(read_metrics(folder / "metrics.jsonl"))
+        for line in lines:
+            for name in names:
+                if isinstance(line.get(name), float):
+                    found[name].append((before + line["step"], line[name]))
+        before += max(line["step"] for line in lines)
     return {name: points for name, points in found.items() if points}
 
 
@@ -57,11 +64,14 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def main() -> None:
-    folder, target, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    target.write_text(draw(series(folder, names)), encoding="utf-8")
+def main(arguments: Sequence[str]) -> None:
+    drawn = [index for index, text in enumerate(arguments) if text.endswith(".svg")]
+    if len(drawn) != 1 or not drawn[0]:
+        raise SystemExit("name one .svg after the folders of the runs, and before what to draw")
+    folders, target, names = arguments[: drawn[0]], Path(arguments[drawn[0]]), arguments[drawn[0] + 1 :]
+    target.write_text(draw(series([Path(folder) for folder in folders], names)), encoding="utf-8")
     print(target)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -82,6 +82,9 @@ def test_help_imports_nothing_heavy():
         (["train", "pond-tiny", "--autoencoder.start", "nowhere"], "start='nowhere': no such training folder"),
         (["evaluate", "nowhere"], "unknown model 'nowhere'"),
         (["evaluate", "nowhere", "-o", "/dev/null"], "/dev/null is a file"),
+        (["evaluate", "pond", "--lora", "nowhere"], "nowhere"),
+        (["evaluate", "--clips", "x", "--shift", "3"], "--shift and --clips: videos are measured as they are"),
+        (["explain", "a ball", "--lora", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(args, said, capsys, tmp_path, monkeypatch):

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from carrara.core.config import choose
-from carrara.core.options import Number, Whole, parse
+from carrara.core.options import Whole, parse
+from carrara.generation.clip_options import SamplingOptions, load_model
 from carrara.generation.command import generate, parse_size
 from carrara.generation.explain_command import explain
 from carrara.generation.lora_command import lora
@@ -90,7 +91,7 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(SamplingOptions):
     """Measure a model beside its ceilings and controls, or any videos (--clips)."""
 
     model: Positional[Annotated[str | None, arg(metavar="MODEL")]] = None
@@ -111,10 +112,6 @@ class Evaluate:
     """How many prompts."""
     seed: int = 0
     """Seed of prompts and noise."""
-    steps: Whole = None
-    """Sampling steps."""
-    guidance: Number = None
-    """How strongly the prompt is followed; 1 is off."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +243,11 @@ def evaluate(args: list[str]) -> int:
     else:
         if options.model is not None:
             raise ValueError(f"{options.model!r} and --clips: give a model or a folder of videos, not both")
+        of_models = ("baseline", "prompts", *(field.name for field in fields(SamplingOptions)))
+        if given := [name for name in of_models if getattr(options, name) not in (None, (), False)]:
+            raise ValueError(
+                f"--{given[0]} and --clips: videos are measured as they are; leave it out, or give a model"
+            )
         from carrara.evaluation.videos import evaluate_videos
 
         sections = evaluate_videos(options.clips, options.output, against=options.against, only=only, tell=_tell)
@@ -265,16 +267,15 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
     from carrara.evaluation.suite import evaluate as measure
     from carrara.generation.baseline import baselines
     from carrara.generation.request import Request
-    from carrara.generation.run import load
     from carrara.systems.latent import LatentVideo
     from carrara.systems.latent_scores import LatentContinues, LatentScores
 
     check_folder(options.output)
-    model = load(options.model or "pond")
+    model = load_model(options.model, options.lora)
     system, defaults = model.system, model.system.defaults
 
     def request(prompt: str, seed: int) -> Request:
-        return Request(prompt, seed=seed, steps=options.steps, guidance=options.guidance, model=model.name)
+        return Request(prompt, seed=seed, model=model.name, **options.sampling())
 
     def make(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
         for prompt, seed, path in zip(prompts, seeds, paths):
@@ -289,7 +290,12 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
         codec=(system.autoencoder, system.autoencoder),
         continues=LatentContinues(system, plan.sampling),
         scores_noise=LatentScores(system) if isinstance(system, LatentVideo) else None,
-        about={"model": model.name, "weights": system.fingerprint, "sampling": to_dict(plan.sampling)},
+        about={
+            "model": model.name,
+            "weights": system.fingerprint,
+            "adapters": [f"{path}:{weight:g}" for path, weight, _ in model.loras],
+            "sampling": to_dict(plan.sampling),
+        },
     )
     return measure(
         subject,

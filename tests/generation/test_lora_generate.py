@@ -11,7 +11,9 @@ from tests.systems.lora_fixtures import drawn_terms
 
 from carrara.cli import run as cli
 from carrara.core.media import read_video
+from carrara.evaluation import suite
 from carrara.generation.command import generate
+from carrara.generation.explain_command import explain
 from carrara.generation.lora_command import lora
 from carrara.generation.manifest import read_manifest
 from carrara.generation.run import load
@@ -50,6 +52,21 @@ def test_a_clip_names_its_adapters_and_is_made_again_by_them(tiny_folder, adapte
     assert "loras" not in read_manifest(tmp_path / "plain.mp4").to_json()
     assert generate(["--from", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "again.mp4")]) == 0
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
+
+
+def test_what_is_explained_and_evaluated_wears_its_adapters(tiny_folder, adapters, tmp_path, monkeypatch):
+    one, films, subjects = str(adapters[0]), [], []
+    monkeypatch.setattr(suite, "evaluate", lambda subject, *_args, **_options: subjects.append(subject) or [])
+    for index, worn in enumerate(([], ["--lora", f"{one}:0.5"])):
+        folder = tmp_path / str(index)
+        arguments = [PROMPT, "--model", str(tiny_folder), "--seed", "3", "-o", str(folder), *worn]
+        assert explain(arguments) == 0
+        films.append(read_video(folder / "a-red-ball-emerging.mp4")[0])
+        assert cli(["evaluate", str(tiny_folder), "-o", str(folder), *worn]) == 0
+        subjects[-1].generates([PROMPT], [3], [folder / "clip.mp4"])
+    assert not torch.equal(*films)
+    assert [subject.about["adapters"] for subject in subjects] == [[], [f"{one}:0.5"]]
+    assert not torch.equal(*(read_video(tmp_path / name / "clip.mp4")[0] for name in "01"))
 
 
 def test_a_clip_is_not_made_again_by_other_adapters(tiny_folder, adapters, tmp_path):

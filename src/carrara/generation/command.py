@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from carrara.core.options import Number, Text, Whole, parse
+from carrara.generation.clip_options import ClipOptions, load_model
 
 if TYPE_CHECKING:
     from carrara.generation.conditions import Conditions
-    from carrara.systems.system import System
 
 File = Annotated[str | None, arg(metavar="FILE")]
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(ClipOptions):
     """Make clips from text: one for each prompt; and from pictures and clips, whose modes docs/modes.md explains."""
 
     prompts: Positional[Annotated[tuple[str, ...], arg(metavar="PROMPT ...")]] = ()
@@ -32,12 +32,6 @@ class Generate:
     """File (.mp4, .gif, .webp, .png) or folder; default out/<prompt>.mp4."""
     source: Annotated[str | None, arg(name="from", metavar="FILE")] = None
     """Make the clip of this file again, byte for byte on the same machine; or decode saved latents."""
-    negative: Text = None
-    """What not to show."""
-    seed: Whole = None
-    """Start of the noise; drawn and printed if not given. Several prompts take seed, seed + 1, ..."""
-    frames: Whole = None
-    """Number of frames, 4k + 1, made in one pass."""
     seconds: Number = None
     """Duration of what is made; more than one pass gives is made in windows."""
     window: Whole = None
@@ -74,28 +68,10 @@ class Generate:
     """What to do with pictures of another shape: crop or pad."""
     known_by: Text = None
     """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
-    size: Annotated[str | None, arg(metavar="WxH")] = None
-    """Width and height in pixels, such as 128x96."""
-    fps: Number = None
-    """Frames per second."""
-    steps: Whole = None
-    """Sampling steps."""
-    guidance: Number = None
-    """How strongly the prompt is followed; 1 is off."""
-    sampler: Text = None
-    """Solver, such as unipc, euler, ddim."""
-    shift: Number = None
-    """How far the noise levels are shifted towards noise."""
-    model: Text = None
-    """Bundled model or model folder; default pond."""
-    lora: UseAppendAction[tuple[Annotated[str, arg(metavar="FOLDER[:WEIGHT]")], ...]] = ()
-    """Adapter to put on the model, and how much it counts, by default 1; may be repeated."""
     offload: bool = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
     sheet: bool = False
     """Also write the frames side by side, as a .png beside the clip."""
-    overwrite: bool = False
-    """Replace files that exist."""
 
 
 def generate(args: list[str]) -> int:
@@ -126,12 +102,11 @@ def _make(options: Generate) -> int:
         frames = 1
 
     from carrara.generation.request import Request, unknown_words
-    from carrara.generation.run import load
 
-    settings = ("negative", "fps", "steps", "guidance", "sampler", "shift", "seconds", "window", "prompt_at")
+    settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
-    model = load(options.model or "pond", options.offload, options.lora)
-    warn_of_base(model.system, options.lora)
+    values |= options.sampling()
+    model = load_model(options.model, options.lora, options.offload)
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -195,15 +170,6 @@ def _remake(options: Generate) -> int:
     model.write(plan, path, options.overwrite, saved=saved)
     _finish(path, plan.seed, begin, options)
     return 0
-
-
-def warn_of_base(system: System, loras: Sequence[str]) -> None:
-    """Say where an adapter was trained on another model than it is put on."""
-    if loras:
-        from carrara.generation.adapters import other_base
-
-        if warning := other_base(system, loras):
-            print(f"carrara: {warning}", file=sys.stderr)
 
 
 def check_outputs(path: Path, options: Generate) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from carrara.core.options import Number, Text, Whole, parse
+from carrara.core.options import Whole, parse
+from carrara.generation.clip_options import ClipOptions, load_model
 from carrara.generation.command import output_paths, parse_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ KINDS = ("emerging.png", "emerging.mp4", "attention.png", "attention.mp4")
 
 
 @dataclass(frozen=True)
-class Explain:
+class Explain(ClipOptions):
     """See inside: how a clip emerges from noise, and what a patch of it attends to in its other frames.
 
     Writes two pictures and two films for each prompt. Steps, blocks and patches are counted from 1.
@@ -37,28 +38,6 @@ class Explain:
     """At which step of the sampler; by default half way."""
     block: Whole = None
     """Which block of the transformer to show head by head; by default all blocks, mean over heads."""
-    negative: Text = None
-    """What not to show."""
-    seed: Whole = None
-    """Start of the noise; drawn and printed if not given. Several prompts take seed, seed + 1, ..."""
-    frames: Whole = None
-    """Number of frames, 4k + 1."""
-    size: Annotated[str | None, arg(metavar="WxH")] = None
-    """Width and height in pixels, such as 128x96."""
-    fps: Number = None
-    """Frames per second."""
-    steps: Whole = None
-    """Sampling steps."""
-    guidance: Number = None
-    """How strongly the prompt is followed; 1 is off."""
-    sampler: Text = None
-    """Solver, such as unipc, euler, ddim."""
-    shift: Number = None
-    """How far the noise levels are shifted towards noise."""
-    model: Text = None
-    """Bundled model or model folder; default pond."""
-    overwrite: bool = False
-    """Replace files that exist."""
 
 
 def explain(args: list[str]) -> int:
@@ -80,12 +59,11 @@ def explain(args: list[str]) -> int:
     from carrara.generation.explain import View, check_view
     from carrara.generation.explain import explain as look_inside
     from carrara.generation.request import Request, unknown_words
-    from carrara.generation.run import load
     from carrara.systems.latent import LatentVideo
 
-    settings = ("negative", "frames", "fps", "steps", "guidance", "sampler", "shift")
-    wanted = {name: getattr(options, name) for name in settings} | {"size": size, "model": options.model or "pond"}
-    model = load(options.model or "pond")
+    wanted = {name: getattr(options, name) for name in ("negative", "frames", "fps")} | options.sampling()
+    wanted |= {"size": size, "model": options.model or "pond"}
+    model = load_model(options.model, options.lora)
     if not isinstance(model.system, LatentVideo):
         raise ValueError(f"{model.name}: explain shows the attention of a transformer on latents, which this has not")
     plans = []

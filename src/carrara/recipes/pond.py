@@ -299,6 +299,8 @@ def pond() -> PondRecipe:
             clips=100_000,
             batch=64,
             images=ImageSteps(first=1000, share=0.1, per_clip=3),
+            # Frames that agree show where things are, and how they move, through much noise: motion is decided there.
+            times=TimeDraw(uniform=0.25, mean=1.4),
         ),
         width=64,
         height=64,
