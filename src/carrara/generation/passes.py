@@ -78,6 +78,7 @@ def keyframe_indices(window: Window, frame: Callable[[int], object], step: int) 
     return chosen
 
 
+@torch.no_grad()
 def encoded(system: LatentVideo, frames: Tensor) -> Tensor:
     """Frames uint8 `t h w 3`, 1 + 4k of them, as normalised latents `1 c f h w`."""
     return system.autoencoder.encode(to_unit(frames[None].to(system.device)))
