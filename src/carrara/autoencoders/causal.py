@@ -7,6 +7,7 @@ CPU their passes over memory cost as much as the convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 PIECE = 4 * 2**20  # bytes that stay in a processor's cache from one pass to the next
 State = tuple[Tensor, ...]  # what every layer with a memory left, in the order in which they run
+Change = Callable[[Tensor], Tensor]  # of every frame by itself
 
 
 class Stream:
@@ -40,18 +42,23 @@ class Stream:
         if self.keep:
             self._left.append(frames.detach().clone() if not torch.is_grad_enabled() else frames.clone())
 
-    def before(self, x: Tensor, frames: int) -> Tensor:
-        """x with the frames before it in front, zeros where the clip begins."""
-        past = no_frames(x, frames) if self.first else self.take().to(x.dtype)
-        joined = torch.cat([past, x], dim=2)
-        self.leave(joined[:, :, -frames:])
-        return joined
+    def before(self, x: Tensor, frames: int, change: Change | None = None) -> Tensor:
+        """x, changed, with the frames before it in front, zeros where the clip begins.
 
-    def room(self, x: Tensor, frames: int) -> Tensor:
-        """Memory for x behind the frames before it, which are filled in: `before` for who writes x piece by piece."""
-        b, c, t, h, w = x.shape
-        joined = x.new_empty(b, frames + t, h, w, c).movedim(-1, 1)
-        joined[:, :, :frames] = 0 if self.first else self.take()
+        Where nothing is to be learned it is changed by pieces that fit a cache, straight to where it is read: the same
+        bits, without four passes over memory.
+        """
+        past = no_frames(x, frames) if self.first else self.take().to(x.dtype)
+        if change is None or torch.is_grad_enabled():
+            joined = torch.cat([past, x if change is None else change(x)], dim=2)
+        else:
+            b, c, t, h, w = x.shape
+            joined = x.new_empty(b, frames + t, h, w, c).movedim(-1, 1)
+            joined[:, :, :frames] = past
+            each = max(1, PIECE // max(1, x[:, :, 0].nbytes))
+            for piece, room in zip(x.split(each, dim=2), joined[:, :, frames:].split(each, dim=2), strict=True):
+                room.copy_(change(piece))
+        self.leave(joined[:, :, -frames:])
         return joined
 
     def state(self) -> State:
@@ -78,29 +85,13 @@ class CausalConv(nn.Conv3d):
     def __init__(self, channels: int, out: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__(channels, out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, stream: Stream, change: Change | None = None) -> Tensor:  # type: ignore[override]
+        """The convolution of x, changed first."""
         history = self.kernel_size[0] - 1
-        if not history:
-            return channels_last(super().forward(x))
-        if stream.whole and x.shape[2] == 1:  # an image: the taps on the past would only meet zeros
+        if not history or (stream.whole and x.shape[2] == 1):  # an image: the taps on the past would only meet zeros
+            x = x if change is None else change(x)
             return channels_last(F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding))
-        return channels_last(super().forward(stream.before(x, history)))
-
-    def of_activated(self, x: Tensor, norm: RMSNorm, stream: Stream) -> Tensor:
-        """The convolution of `norm.silu(x)`.
-
-        Where nothing is to be learned it is activated by pieces that fit a cache, straight to where the convolution
-        reads it: the same bits, without four passes over memory.
-        """
-        history = self.kernel_size[0] - 1
-        if torch.is_grad_enabled() or not history or (stream.whole and x.shape[2] == 1):
-            return self(norm.silu(x), stream)
-        joined = stream.room(x, history)
-        frames = max(1, PIECE // max(1, x[:, :, 0].nbytes))
-        for piece, room in zip(x.split(frames, dim=2), joined[:, :, history:].split(frames, dim=2), strict=True):
-            room.copy_(norm.silu(piece))
-        stream.leave(joined[:, :, -history:])
-        return channels_last(super().forward(joined))
+        return channels_last(super().forward(stream.before(x, history, change)))
 
 
 class RMSNorm(nn.Module):

@@ -7,7 +7,7 @@ inside; the state of a streamed clip is a value that goes in and comes out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -124,11 +124,20 @@ class VideoAutoencoder(nn.Module):
         _check_axes("video", video, 3)
         latent = VideoShape(*video.shape[2:]).latent(self.stride)
         more = self.stride.time * max(1, chunk_frames(latent.height, latent.width) // 2)  # frames of a later chunk
-        state, parts = None, []
-        for chunk in (video[:, :, : 1 + more], *video[:, :, 1 + more :].split(more, dim=2)):
-            if chunk.shape[2]:
-                part, state = self.encode_chunk(chunk, state)
-                parts.append(part)
+        return self.encode_pieces(video.shape[2], more, lambda start, stop: video[:, :, start:stop])
+
+    @torch.no_grad()
+    def encode_pieces(self, frames: int, more: int, piece: Callable[[int, int], Tensor]) -> Tensor:
+        """As `encode`, of a clip that need not be in memory as a whole: `piece(start, stop)` gives these of its frames.
+
+        Pieces `b 3 t h w` are first 1 + `more` frames, then `more`, a multiple of the stride, and last what is left.
+        """
+        state, parts, start = None, [], 0
+        while start < frames:
+            stop = min(frames, start + more + (start == 0))
+            part, state = self.encode_chunk(piece(start, stop), state)
+            parts.append(part)
+            start = stop
         return torch.cat(parts, dim=2)
 
     def encode_chunk(self, chunk: Tensor, state: State | None = None) -> tuple[Tensor, State]:

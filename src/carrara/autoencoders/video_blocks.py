@@ -31,8 +31,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = CausalConv(channels, out, (1, 1, 1)) if channels != out else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        h = self.conv1.of_activated(x, self.norm1, stream)
-        h = self.conv2.of_activated(h, self.norm2, stream)
+        h = self.conv1(x, stream, self.norm1.silu)
+        h = self.conv2(h, stream, self.norm2.silu)
         x = x if self.shortcut is None else self.shortcut(x, stream)
         return h.add_(x) if h.dtype == x.dtype else h + x  # nobody else has h
 
@@ -197,7 +197,7 @@ class Trunk(nn.Module):
                 x = checkpoint(part, x, stream, use_reentrant=False)
             else:
                 x = part(x, stream)
-        return self.conv_out.of_activated(x, self.norm_out, stream)
+        return self.conv_out(x, stream, self.norm_out.silu)
 
 
 @torch.no_grad()

@@ -208,24 +208,14 @@ class ViewBatches:
 def encoding(autoencoder: VideoAutoencoder, pixels: int, device: torch.device) -> Encode:
     """How clips uint8 `b t h w 3` are encoded: on the device, in bfloat16 products, long ones piece by piece."""
 
-    @torch.no_grad()
     def encode(video: Tensor) -> Tensor:
         b, t, h, w, _ = video.shape
         step = autoencoder.stride.time
         more = step * max(1, pixels // (b * h * w * step))  # frames of a later piece
-        state, parts = None, []
         with torch.autocast(device.type, torch.bfloat16):
-            for piece in torch.split(video, [1 + min(more, t - 1), *_pieces(t - 1 - more, more)], dim=1):
-                latents, state = autoencoder.encode_chunk(to_unit(piece.to(device)), state)
-                parts.append(latents)
-        return torch.cat(parts, dim=2)
+            return autoencoder.encode_pieces(t, more, lambda start, stop: to_unit(video[:, start:stop].to(device)))
 
     return encode
-
-
-def _pieces(rest: int, most: int) -> list[int]:
-    """So many frames in pieces of at most `most`."""
-    return [min(most, rest - start) for start in range(0, max(0, rest), most)]
 
 
 def without_actors(video: Tensor) -> PixelBatch:

@@ -117,18 +117,16 @@ def first_latents(autoencoder: VideoAutoencoder, shape: VideoShape, first: Tenso
 
 def encode_known(autoencoder: VideoAutoencoder, shape: VideoShape, given: dict[int, Tensor]) -> Tensor:
     """Normalised latents `1 c f h w` of a clip that is grey (0) but for the given images, by pixel frame."""
-    weight = next(autoencoder.parameters())
-    latents, state, start = [], None, 0
-    while start < shape.frames:
-        stop = min(shape.frames, start + ENCODED_AT_ONCE + (start == 0))
-        chunk = torch.zeros(1, 3, stop - start, shape.height, shape.width, device=weight.device)
+    device = next(autoencoder.parameters()).device
+
+    def piece(start: int, stop: int) -> Tensor:
+        frames = torch.zeros(1, 3, stop - start, shape.height, shape.width, device=device)
         for frame, image in given.items():
             if start <= frame < stop:
-                chunk[0, :, frame - start] = fitted(image, shape.height, shape.width).to(weight.device)
-        part, state = autoencoder.encode_chunk(chunk.to(weight.dtype), state)
-        latents.append(part.float())
-        start = stop
-    return torch.cat(latents, dim=2)
+                frames[0, :, frame - start] = fitted(image, shape.height, shape.width).to(device)
+        return frames
+
+    return autoencoder.encode_pieces(shape.frames, ENCODED_AT_ONCE, piece)
 
 
 def mask_channels(shape: VideoShape, stride: Stride, given: Sequence[int] | dict[int, Tensor]) -> Tensor:
