@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ SECOND = VideoAutoencoderConfig(
     residual=True,
     patch=2,
 )
+Step = Callable[..., tuple[torch.Tensor, Any]]
 CONFIGS = pytest.mark.parametrize("config", [FIRST, SECOND], ids=["2.1", "2.2"])
 
 
@@ -122,6 +126,30 @@ def test_a_state_is_a_value_that_can_be_used_twice(config: VideoAutoencoderConfi
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(copies, state))
     assert [value.shape for value in later] == [value.shape for value in state], "memory must not grow with the clip"
+
+
+@CONFIGS
+@torch.no_grad()
+def test_a_state_that_is_spent_is_written_over_and_gives_the_same_bits(config: VideoAutoencoderConfig) -> None:
+    model, video = build(config), clip(config, 13)
+    latents = model.encode(video)
+
+    def walk(step: Step, whole: torch.Tensor, sizes: tuple[int, ...]) -> tuple[list[torch.Tensor], list[set[int]]]:
+        state, parts, places = None, [], []
+        for chunk in whole.split(sizes, dim=2):
+            part, state = step(chunk, state)
+            parts.append(part)
+            places.append({value.data_ptr() for value in state})
+        return parts, places
+
+    for step, whole, sizes in (
+        (model.encode_chunk, video, (5, 4, 4)),
+        (model.decode_chunk, latents, (2, 1, 1)),
+    ):
+        kept, _ = walk(step, whole, sizes)
+        spent, places = walk(partial(step, spend=True), whole, sizes)
+        assert all(torch.equal(a, b) for a, b in zip(kept, spent, strict=True))
+        assert places[0] == places[1] == places[2], "one state, however long the clip is"
 
 
 @CONFIGS

@@ -24,22 +24,34 @@ class Stream:
     """One pass over a chunk of frames: layers take what the chunk before left, and leave what the next will need.
 
     `Stream()` is a whole clip: it begins with nothing and keeps nothing, so layers stay pure and can be recomputed.
+    spend: the past is not needed again, so what is left is written over it, and memory holds one state instead of two.
     """
 
-    def __init__(self, past: State | None = None, *, keep: bool = False) -> None:
+    def __init__(self, past: State | None = None, *, keep: bool = False, spend: bool = False) -> None:
         self.first = past is None  # this chunk holds the clip's first frame
         self.keep = keep
         self.whole = self.first and not keep
-        self._past = iter(past or ())
+        self._past = past or ()
+        self._spend = spend and not torch.is_grad_enabled()
+        self._taken = 0
         self._left: list[Tensor] = []
 
     def take(self) -> Tensor:
-        """What the calling layer left at the chunk before. Only where `first` is false."""
-        return next(self._past)
+        """What the calling layer left at the chunk before, for it to copy. Only where `first` is false."""
+        self._taken += 1
+        return self._past[self._taken - 1]
 
     def leave(self, frames: Tensor) -> None:
-        """Keep frames for the calling layer at the next chunk: a copy, so that the chunk itself can be freed."""
-        if self.keep:
+        """Keep frames for the calling layer at the next chunk: a copy, so that the chunk itself can be freed.
+
+        A layer leaves once in a chunk, after it has taken and copied what it left before.
+        """
+        if not self.keep:
+            return
+        old = self._past[len(self._left)] if self._spend and not self.first else None
+        if old is not None and old.shape == frames.shape and old.dtype == frames.dtype and _writable(old):
+            self._left.append(old.copy_(frames))
+        else:
             self._left.append(frames.detach().clone() if not torch.is_grad_enabled() else frames.clone())
 
     def before(self, x: Tensor, frames: int, change: Change | None = None) -> Tensor:
@@ -65,6 +77,10 @@ class Stream:
         return tuple(self._left)
 
 
+def _writable(x: Tensor) -> bool:
+    return not x.is_inference() or torch.is_inference_mode_enabled()
+
+
 def channels_last(x: Tensor) -> Tensor:
     """x as it is, or moved: some kernels (transposed, of few channels in float32) write another layout.
 
@@ -87,11 +103,19 @@ class CausalConv(nn.Conv3d):
 
     def forward(self, x: Tensor, stream: Stream, change: Change | None = None) -> Tensor:  # type: ignore[override]
         """The convolution of x, changed first."""
+        return self.convolve(self.gather(x, stream, change))
+
+    def gather(self, x: Tensor, stream: Stream, change: Change | None = None) -> Tensor:
+        """The first half of `forward`: all that the kernel reads. A caller that has no other use of x can let it go."""
         history = self.kernel_size[0] - 1
         if not history or (stream.whole and x.shape[2] == 1):  # an image: the taps on the past would only meet zeros
-            x = x if change is None else change(x)
-            return channels_last(F.conv3d(x, self.weight[:, :, history:], self.bias, padding=self.padding))
-        return channels_last(super().forward(stream.before(x, history, change)))
+            return x if change is None else change(x)
+        return stream.before(x, history, change)
+
+    def convolve(self, read: Tensor) -> Tensor:
+        """The second half: what `gather` gave, with as many of the newest taps as it has frames."""
+        taps = self.weight[:, :, -read.shape[2] :] if read.shape[2] < self.kernel_size[0] else self.weight
+        return channels_last(F.conv3d(read, taps, self.bias, padding=self.padding))
 
 
 class RMSNorm(nn.Module):

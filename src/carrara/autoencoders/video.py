@@ -135,19 +135,22 @@ class VideoAutoencoder(nn.Module):
         state, parts, start = None, [], 0
         while start < frames:
             stop = min(frames, start + more + (start == 0))
-            part, state = self.encode_chunk(piece(start, stop), state)
+            part, state = self.encode_chunk(piece(start, stop), state, spend=True)
             parts.append(part)
             start = stop
         return torch.cat(parts, dim=2)
 
-    def encode_chunk(self, chunk: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The next frames of a clip: first 1 + 4k with state None, then 4k with the state that came back."""
+    def encode_chunk(self, chunk: Tensor, state: State | None = None, *, spend: bool = False) -> tuple[Tensor, State]:
+        """The next frames of a clip: first 1 + 4k with state None, then 4k with the state that came back.
+
+        spend: the state is not used again, and may be written over by the next one.
+        """
         _check_axes("chunk", chunk, 3)
         if state is None:
             VideoShape(*chunk.shape[2:]).latent(self.stride)
         else:
             check_multiple("frames of a later chunk", chunk.shape[2], self.stride.time)
-        stream = Stream(state, keep=True)
+        stream = Stream(state, keep=True, spend=spend)
         latents = self.normalise(self._moments(chunk, stream).mean)
         return latents, stream.state()
 
@@ -156,17 +159,20 @@ class VideoAutoencoder(nn.Module):
         video = self._pixels(latents, Stream())
         return video.clamp(-1, 1) if clamp else video
 
-    def decode_chunk(self, latents: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The next latent frames of a clip, any number of them, to their frames; state None at the clip's start."""
-        stream = Stream(state, keep=True)
-        return self._pixels(latents, stream).clamp(-1, 1), stream.state()
+    def decode_chunk(self, latents: Tensor, state: State | None = None, *, spend: bool = False) -> tuple[Tensor, State]:
+        """The next latent frames of a clip, any number of them, to their frames; state None at the clip's start.
+
+        spend: as in `encode_chunk`.
+        """
+        stream = Stream(state, keep=True, spend=spend)
+        return self._pixels(latents, stream).clamp_(-1, 1), stream.state()
 
     @torch.no_grad()
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """The clip in chunks of `chunk_frames` latent frames. Memory does not grow with the clip's length."""
         state = None
         for frames in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
-            video, state = self.decode_chunk(frames, state)
+            video, state = self.decode_chunk(frames, state, spend=True)
             yield video
 
     def reconstruct(self, video: Tensor, generator: Generator | None = None) -> tuple[Tensor, Posterior]:

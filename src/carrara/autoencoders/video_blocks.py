@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         h = self.conv1(x, stream, self.norm1.silu)
-        h = self.conv2(h, stream, self.norm2.silu)
+        h = self.conv2.gather(h, stream, self.norm2.silu)  # and what it was made of is free
+        h = self.conv2.convolve(h)
         x = x if self.shortcut is None else self.shortcut(x, stream)
         return h.add_(x) if h.dtype == x.dtype else h + x  # nobody else has h
 
@@ -134,14 +135,21 @@ class Level(nn.Module):
         self.step = step
         self.out = dims[-1]
 
+    def pieces(self) -> list[nn.Module]:
+        """What runs one after the other: whoever calls these himself holds nothing that the next does not read."""
+        return [*self.blocks] if self.step is None else [*self.blocks, self.step]
+
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        for block in self.blocks:
-            x = block(x, stream)
-        return x if self.step is None else self.step(x, stream)
+        for piece in Level.pieces(self):
+            x = piece(x, stream)
+        return x
 
 
 class ResidualDownLevel(Level):
     """A level with a shortcut around all of it (Wan 2.2)."""
+
+    def pieces(self) -> list[nn.Module]:
+        return [self]
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         time, space = _factors(self.step)
@@ -150,6 +158,9 @@ class ResidualDownLevel(Level):
 
 class ResidualUpLevel(Level):
     """A level with a shortcut around all of it, but for the finest (Wan 2.2)."""
+
+    def pieces(self) -> list[nn.Module]:
+        return [self]
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         h = super().forward(x, stream)
@@ -172,6 +183,9 @@ class Middle(nn.Module):
         self.attention = FrameAttention(channels)
         self.last = ResidualBlock(channels, channels)
 
+    def pieces(self) -> list[nn.Module]:
+        return [self.first, self.attention, self.last]
+
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         return self.last(self.attention(self.first(x, stream), stream), stream)
 
@@ -186,7 +200,7 @@ class Trunk(nn.Module):
         self.conv_out = CausalConv(widths[1], out)
         self.checkpointing = False
 
-    def parts(self) -> list[nn.Module]:
+    def parts(self) -> list[Level | Middle]:
         raise NotImplementedError
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
@@ -196,7 +210,8 @@ class Trunk(nn.Module):
             if self.checkpointing and stream.whole and torch.is_grad_enabled():
                 x = checkpoint(part, x, stream, use_reentrant=False)
             else:
-                x = part(x, stream)
+                for piece in part.pieces():
+                    x = piece(x, stream)
         return self.conv_out(x, stream, self.norm_out.silu)
 
 
@@ -250,7 +265,7 @@ class VideoEncoder(Trunk):
         self.levels = nn.ModuleList(kind([a] + [b] * blocks, step) for a, b, step in zip(dims, dims[1:], steps))
         self.middle = Middle(dims[-1])
 
-    def parts(self) -> list[nn.Module]:
+    def parts(self) -> list[Level | Middle]:
         return [*self.levels, self.middle]
 
 
@@ -272,5 +287,5 @@ class VideoDecoder(Trunk):
             levels.append(kind([enter] + [wide] * (blocks + 1), step))
         self.levels = nn.ModuleList(levels)
 
-    def parts(self) -> list[nn.Module]:
+    def parts(self) -> list[Level | Middle]:
         return [self.middle, *self.levels]

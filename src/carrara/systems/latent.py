@@ -20,7 +20,7 @@ from carrara.core.config import choose
 from carrara.core.types import Keyframes, Stride, TextStates, VideoShape
 from carrara.denoisers.dit import DiT
 from carrara.denoisers.first_block import check_threshold
-from carrara.diffusion.conditioning import Start, cut, keep_known
+from carrara.diffusion.conditioning import GUIDE_WEIGHT, Start, cut, keep_known
 from carrara.diffusion.grids import (
     Denoise,
     Grid,
@@ -121,12 +121,13 @@ class Known:
 
     A token covers a patch of latents; it is told that it is clean where all of its patch is kept, and what is kept of
     another token is shown at that token's level. by: "hold", or a way for a model that knows one level only, see
-    `diffusion.conditioning`.
+    `diffusion.conditioning`; weight: of the way "guide".
     """
 
     latents: Tensor
     mask: Tensor
     by: str = "hold"
+    weight: float = GUIDE_WEIGHT
 
     def whole(self, patch: tuple[int, int, int]) -> Tensor:
         """Where all of a token is kept, `b f h w`."""
@@ -267,7 +268,7 @@ class LatentVideo:
             self.release_text()
             if known is not None:
                 whole = known.whole(self.patch)
-                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole)
+                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole, known.weight)
             if progress is not None:
                 denoise = _counted(denoise, progress, evaluations(sampling.sampler, grid.steps))
             if watch is not None:
@@ -281,11 +282,12 @@ class LatentVideo:
     def decode_more(self, latents: Tensor, state: State | None = None) -> Iterator[tuple[Tensor, State]]:
         """The next latents of a clip as chunks `b 3 t h w`, each with the state from which decoding goes on behind it.
 
-        state: None at the clip's beginning. However the latents are cut, the frames are those of the whole clip.
+        state: None at the clip's beginning. However the latents are cut, the frames are those of the whole clip. A
+        state is used up where decoding goes on from it: the next one is written over it.
         """
         for part in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
             with torch.no_grad():
-                video, state = self.autoencoder.decode_chunk(part, state)
+                video, state = self.autoencoder.decode_chunk(part, state, spend=True)
             yield video, state
 
 
