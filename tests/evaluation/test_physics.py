@@ -12,9 +12,11 @@ from carrara.core.types import Stride, VideoShape
 from carrara.data.phyworld import KINDS, SPLITS, WORLD, render_balls, sample_balls, simulate_balls
 from carrara.evaluation.physics.barriers import measure_walls
 from carrara.evaluation.physics.continuation import (
+    KNOWN,
     constant_velocity,
     copy_last,
     held,
+    known_frames,
     measure_physics,
     read_balls,
     read_motion,
@@ -23,6 +25,7 @@ from carrara.evaluation.physics.preference import measure_preference
 from carrara.evaluation.physics.section import preference_section, section
 from carrara.evaluation.report.sections import write_report
 from carrara.evaluation.statistics import mean_estimate
+from carrara.evaluation.subject import Subject
 
 SHAPE = VideoShape(33, 64, 64)
 FRESH = 2**40 + 77_000_000
@@ -113,6 +116,18 @@ def test_constant_velocity_is_right_for_uniform_motion_and_wrong_for_an_impact()
         assert read_motion(still.numpy(), scene, rendered.truths[0]).velocity > 0.5
 
 
+@pytest.mark.parametrize("stride", range(1, 9))
+def test_as_many_frames_are_known_as_published_or_the_fewest_more_that_are_whole_latents(stride):
+    class Coarse(Echo):
+        pass
+
+    Coarse.stride = Stride(stride, 1)
+    known = Subject(SHAPE, 10.0, codec=(Coarse(), Coarse())).known
+    allowed = [frames for frames in range(KNOWN, 20) if (frames - 1) % stride == 0]
+    assert known == known_frames(stride) == allowed[0]
+    assert (known == 3) == (stride <= 2)
+
+
 class Perfect:
     """A model that knows the first scenes of an evaluation, by their beginnings."""
 
@@ -145,7 +160,9 @@ def test_measured_and_reported_models_stand_between_ceilings_and_controls(tmp_pa
     sections = [section(found), preference_section([preferences])]
     path, _ = write_report(tmp_path, "physics", sections, {})
     assert json.dumps(section(again).plain()) == json.dumps(sections[0].plain())
-    assert "5 known frames" in sections[0].about
+    assert "3 known frames, as published" in sections[0].about
+    longer = section(measure_physics(None, shape, clips=1, seed=1000, known=5))
+    assert "5 known frames, instead of the published 3, because the model's causal latents" in longer.about
     assert len(json.loads(path.read_text("utf-8"))["sections"]) == 2
 
 
@@ -175,7 +192,8 @@ def test_an_actor_that_vanishes_before_the_wall_is_not_held_by_it():
     [
         (lambda: measure_physics(None, SHAPE, clips=0), "clips=0"),
         (lambda: measure_physics(None, SHAPE, seed=-1), "seed=-1"),
-        (lambda: measure_physics(None, VideoShape(5, 64, 64)), "known=5"),
+        (lambda: measure_physics(None, VideoShape(5, 64, 64), known=5), "known=5"),
+        (lambda: known_frames(0), "stride=0"),
         (lambda: measure_physics(None, VideoShape(37, 64, 64)), "at most 33"),
         (lambda: measure_walls(None, VideoShape(9, 64, 64), 8.0), "9 frames"),
         (lambda: measure_walls(None, VideoShape(17, 64, 64), 60.0), "make it longer"),

@@ -9,7 +9,7 @@ import torch
 
 from carrara.core.types import VideoShape
 from carrara.data.phyworld import render_balls
-from carrara.evaluation.physics.continuation import measure_physics
+from carrara.evaluation.physics.continuation import known_frames, measure_physics
 from carrara.recipes import RECIPES
 from carrara.recipes.phyworld import BallSource, BallWorld
 from carrara.systems.latent import LatentVideo
@@ -34,9 +34,31 @@ def test_from_nothing_to_a_model_whose_physics_can_be_measured(trained):
         seed=1000,
         codec=(system.autoencoder, system.autoencoder),
         kinds=("uniform",),
+        known=known_frames(system.stride.time),
     )
     assert found.sources == ("truth", "reconstruction", "model", "copy last", "constant velocity")
     assert found.shown["model", "uniform", "in"].shape == (9, 32, 32, 3)
+
+
+def test_a_finished_model_goes_on_and_keeps_its_autoencoder_and_its_words(trained, tmp_path):
+    _, model = trained
+    went_on = replace(RECIPES["phyworld-tiny"](), start=str(model)).run(tmp_path / "run")
+    before, after = LatentVideo.load(model), LatentVideo.load(went_on)
+    assert after.tokenizer.vocab_size == before.tokenizer.vocab_size
+    for name, weight in before.autoencoder.state_dict().items():
+        assert torch.equal(weight, after.autoencoder.state_dict()[name]), name
+    moved = [
+        float((weight - after.denoiser.state_dict()[name]).abs().max())
+        for name, weight in before.denoiser.state_dict().items()
+    ]
+    assert 0 < max(moved) < 0.1  # four steps of the learning rate's size, not other weights
+    assert not (tmp_path / "run/autoencoder").exists()
+
+
+def test_what_is_no_finished_model_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        replace(RECIPES["phyworld-tiny"](), start=str(tmp_path / "nowhere")).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_world_in_the_same_folder_is_refused(trained):

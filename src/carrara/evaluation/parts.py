@@ -17,7 +17,7 @@ from carrara.evaluation.permanence import section as permanence_section
 from carrara.evaluation.permanence.scenes import LENGTHS, longest_occlusion
 from carrara.evaluation.physics import section as physics_section
 from carrara.evaluation.physics.barriers import measure_walls
-from carrara.evaluation.physics.continuation import KNOWN, measure_physics
+from carrara.evaluation.physics.continuation import measure_physics
 from carrara.evaluation.physics.preference import measure_preference
 from carrara.evaluation.prompts import MOST_SEED, draw_prompts
 from carrara.evaluation.report.sections import Section
@@ -74,13 +74,19 @@ def physics(run: Run) -> Section:
         raise Gap("this model cannot continue a clip from its first frames")
     if not size.balls:
         raise Gap("it takes minutes; the full suite measures it")
-    frames = subject.shape.frames
-    if frames < KNOWN + 2:
-        raise Gap(f"clips of {frames} frames: {KNOWN} are given, and at least 2 must be left to make")
+    frames, known = subject.shape.frames, subject.known
+    if frames < known + 2:
+        raise Gap(f"clips of {frames} frames: {known} are given, and at least 2 must be left to make")
     shape = VideoShape(min(frames, MOST_BALL_FRAMES), subject.shape.height, subject.shape.width)
     with progress_bar("physics: balls", run.progress) as show:
         balls = measure_physics(
-            subject.continues, shape, clips=size.balls, seed=run.seed, codec=subject.codec, progress=show
+            subject.continues,
+            shape,
+            clips=size.balls,
+            seed=run.seed,
+            codec=subject.codec,
+            known=known,
+            progress=show,
         )
     with progress_bar("physics: walls", run.progress) as show:
         walls = measure_walls(
@@ -90,6 +96,7 @@ def physics(run: Run) -> Section:
             clips=size.balls,
             seed=run.seed,
             codec=subject.codec,
+            known=known,
             progress=show,
         )
     return physics_section.section(balls, walls)

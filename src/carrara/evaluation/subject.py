@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from carrara.core.types import Decoder, Encoder, VideoShape
-from carrara.evaluation.physics.continuation import Continues
+from carrara.evaluation.physics.continuation import Continues, known_frames
 from carrara.evaluation.physics.preference import ScoresNoise
 from carrara.evaluation.prompts import Prompt, draw_prompts
 from carrara.evaluation.sources import MODEL, Generates, Source, make_sources
@@ -41,6 +41,11 @@ class Subject:
     def makers(self) -> dict[str, Generates]:
         """What generates, by the name of its column; the model comes first."""
         return ({MODEL: self.generates} if self.generates else {}) | dict(self.baselines)
+
+    @property
+    def known(self) -> int:
+        """How many frames `continues` is given: as published, or as few more as the codec's stride in time allows."""
+        return known_frames(self.codec[0].stride.time if self.codec else 1)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Balls that move as mechanics would have it: a latent video model that continues the clips of `data/phyworld.py`.
 
     carrara train phyworld -o runs/phyworld
+    carrara train phyworld --start pond -o runs/phyworld
 
 The stages are those of the pond's recipe on other clips: an autoencoder, a cache of latents, a denoiser. What differs:
 nearly every noise field of the denoiser has a known beginning, so that it learns to continue (Kang et al. 2024, arXiv
-2411.02385, condition on three frames; here on 1 + 4k); captions only name the kind of scene.
+2411.02385, condition on three frames; here on any 1 + 2k, two frames being one latent); captions only name the kind of
+scene. With `--start` a finished model goes on: its autoencoder and tokenizer stay, all else learns.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ from carrara.data.phyworld import FPS, FRAMES, KINDS, BallScene, caption, render
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix
+from carrara.recipes.clips_start import Finished, open_finished
 from carrara.recipes.pond import DenoiserStage, PondRecipe
 from carrara.recipes.pond_autoencoder import AutoencoderStage
 from carrara.recipes.pond_data import frames_per_latent
-from carrara.systems.latent import Sampling
+from carrara.systems.find import find_model
+from carrara.systems.folder import recognise
+from carrara.systems.latent import Defaults, Sampling
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase, PixelBatch
 from carrara.text.tokenizer import train_tokenizer
 from carrara.training.config import TrainConfig
@@ -80,13 +85,37 @@ class BallSource:
 
 @dataclass(frozen=True)
 class PhyWorldRecipe(PondRecipe):
-    """Everything that decides the model. What the stages say of the pond (mix, crops, captions) has no effect."""
+    """Everything that decides the model. What the stages say of the pond (mix, crops, captions) has no effect.
+
+    start: a bundled model or the folder of one made here, which goes on with this world; what the recipe says of the
+    autoencoder and of the sizes of the transformer and the text encoder has no effect then.
+    """
 
     frames: int = FRAMES
     fps: float = FPS
     width: int = 64
     height: int = 64
     world: BallWorld = field(default_factory=BallWorld)
+    start: str | None = None
+
+    def run(self, folder: Path) -> Path:
+        if self.start:
+            begun = self.begun(torch.device("cpu"))
+            self.shape.latent(begun.system.stride).tokens(begun.system.patch)
+        return super().run(folder)
+
+    def begun(self, device: torch.device) -> Finished:
+        """The model that `start` names. Raises ValueError for one that was not made here, or is no such model."""
+        assert self.start
+        finished = open_finished(self.start, True, device)
+        if finished.foreign:
+            raise ValueError(f"start={self.start!r}: the continuing of balls is only taught to models made here")
+        return finished
+
+    def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
+        if self.start:
+            return recognise(find_model(self.start)).folder / "vae"
+        return super().train_autoencoder(folder, device)
 
     def source(self, mix: Mix, device: torch.device) -> BallSource:
         return BallSource(self.shape, self.fps, self.world, device)
@@ -94,9 +123,14 @@ class PhyWorldRecipe(PondRecipe):
     def denoiser_phase(
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
     ) -> DenoiserPhase:
-        """The system with fresh weights in the transformer and the text encoder, and the data they learn from."""
+        """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
         stage = self.denoiser
-        system = self.fresh_system(trained, train_tokenizer([caption(sample_balls(0, kind)) for kind in KINDS]), device)
+        if self.start:
+            system = self.begun(device).system
+            system.defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
+        else:
+            words = train_tokenizer([caption(sample_balls(0, kind)) for kind in KINDS])
+            system = self.fresh_system(trained, words, device)
         return DenoiserPhase(
             system,
             ball_latents(cache, stage.batch, self.seed),
@@ -112,7 +146,8 @@ class PhyWorldRecipe(PondRecipe):
         return False
 
     def _settings(self, stage: str) -> dict[str, Any]:
-        return {**super()._settings(stage), "world": to_dict(self.world)}
+        begun = {"start": self.begun(torch.device("cpu")).system.fingerprint} if self.start else {}
+        return {**super()._settings(stage), "world": to_dict(self.world), **begun}
 
 
 def ball_latents(cache: LatentCache, batch: int, seed: int) -> Callable[[int], CaptionedLatents]:

@@ -1,9 +1,10 @@
 """Does what a wall stops stay stopped: actors of the pond continued into a wall, read from the pixels.
 
-A model sees five frames of an actor on its way to a wall that stops it, and continues them. Where the wall stands and
-what the empty scene looks like is the simulator's truth (through the autoencoder for clips that come from one, so that
-what it does to a wall is not taken for an actor); where the actor is, is read: a pixel is the actor's as far as its
-colour lies on the way from the empty scene's to the actor's, and it is in the piece of them nearest to where it was.
+A model sees the first frames of an actor on its way to a wall that stops it, and continues them. Where the wall stands
+and what the empty scene looks like is the simulator's truth (through the autoencoder for clips that come from one, so
+that what it does to a wall is not taken for an actor); where the actor is, is read: a pixel is the actor's as far as
+its colour lies on the way from the empty scene's to the actor's, and it is in the piece of them nearest to where it
+was.
 Not standard: passing, reaching and stopping are three verdicts, because a clip that stands still passes through
 nothing, and one in which the actor vanishes neither.
 """
@@ -34,7 +35,7 @@ Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 
 STOPPED = Mix(two=0.0, wall=1.0, camera=0.0, stilts=0.0)
-FIRST_CONTACT, LAST = KNOWN + 1, 4  # frames: the first that may touch the wall; how many remain after it
+LAST = 4  # frames that remain after the wall is touched
 VISIBLE = 24  # sRGB units from the empty scene that are the actor's, not its shadow's rim
 FAINT = 0.35  # cover below this is not the actor
 CRUMB = 0.25  # of the largest piece, below which another is none
@@ -76,26 +77,28 @@ class Stop:
 
 @dataclass(frozen=True)
 class Walls:
-    """Per source a `Stop` per scene; shown: the first clips of each source."""
+    """Per source a `Stop` per scene; shown: the first clips of each source; known: how many frames were given."""
 
     found: Mapping[str, tuple[Stop, ...]]
     scenes: tuple[Approach, ...]
     shown: Mapping[str, tuple[Frames, ...]] = field(repr=False)
     seed: int
+    known: int = KNOWN
 
 
-def draw_approach(seed: int, split: str, shape: VideoShape, fps: float) -> Approach:
-    """The first scene from this seed on whose actor touches its wall late enough to be given a beginning, and early
-    enough to be seen standing. Raises ValueError for clips too short for both."""
-    if shape.frames < FIRST_CONTACT + LAST + 2:
-        raise ValueError(f"{shape.frames} frames: too few to reach a wall in; give {FIRST_CONTACT + LAST + 2} or more")
+def draw_approach(seed: int, split: str, shape: VideoShape, fps: float, known: int = KNOWN) -> Approach:
+    """The first scene from this seed on whose actor touches its wall late enough to be given a beginning of `known`
+    frames, and early enough to be seen standing. Raises ValueError for clips too short for both."""
+    first = known + 1  # frame that may touch the wall
+    if shape.frames < first + LAST + 2:
+        raise ValueError(f"{shape.frames} frames: too few to reach a wall in; give {first + LAST + 2} or more")
     aspect = shape.width / shape.height
     for _ in range(400):
         scene = sample_scene(seed, STOPPED, split)
         if scene.wall == "stops":
             truth = simulate(scene, shape.frames, fps, aspect)
             touching = np.flatnonzero(truth.times >= _stopped(truth.events))
-            if len(touching) and FIRST_CONTACT <= touching[0] <= shape.frames - LAST:
+            if len(touching) and first <= touching[0] <= shape.frames - LAST:
                 way = truth.position[0, -1, 0] - truth.position[0, 0, 0]
                 return Approach(scene, int(touching[0]), abs(float(way)), scene.actors[0].direction, seed)
         seed += NEXT
@@ -179,6 +182,7 @@ def measure_walls(
     clips: int = 20,
     seed: int = 0,
     codec: tuple[Encoder, Decoder] | None = None,
+    known: int = KNOWN,
     shown: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Walls:
@@ -195,10 +199,10 @@ def measure_walls(
     scenes = []
     for number in range(clips):
         split, start = (("train", HELD_IN_START), ("held_out", HELD_OUT_START))[number % 2]
-        approach = draw_approach(start + seed * MOST_PROMPTS + number, split, shape, fps)
+        approach = draw_approach(start + seed * MOST_PROMPTS + number, split, shape, fps, known)
         scenes.append(approach)
         truth, through, empty = draw_three(approach, shape, fps)
-        made = {"truth": truth, "copy last": copy_last(truth[:KNOWN], shape.frames), "no wall": through}
+        made = {"truth": truth, "copy last": copy_last(truth[:known], shape.frames), "no wall": through}
         if codec is not None:
             made["reconstruction"] = reconstruct(truth, *codec)
         seen_as = dict.fromkeys(made, (empty, truth[0]))
@@ -206,7 +210,7 @@ def measure_walls(
             through_codec = reconstruct(empty.expand(shape.frames, -1, -1, -1), *codec)[shape.frames // 2]
             seen_as["reconstruction"] = seen_as["model"] = (through_codec, made["reconstruction"][0])
         if model is not None:
-            made["model"] = model(truth[:KNOWN], shape.frames, approach.prompt, number)
+            made["model"] = model(truth[:known], shape.frames, approach.prompt, number)
         for name in ("truth", "reconstruction", "model", "copy last", "no wall"):
             if name in made:
                 frames = made[name].cpu().numpy()
@@ -217,7 +221,11 @@ def measure_walls(
         if progress:
             progress(number + 1, clips)
     return Walls(
-        {k: tuple(v) for k, v in found.items()}, tuple(scenes), {k: tuple(v) for k, v in pictures.items()}, seed
+        {k: tuple(v) for k, v in found.items()},
+        tuple(scenes),
+        {k: tuple(v) for k, v in pictures.items()},
+        seed,
+        known,
     )
 
 

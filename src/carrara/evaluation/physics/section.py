@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from carrara.data.phyworld import BallScene
 from carrara.evaluation.physics.barriers import VERDICTS, Walls
-from carrara.evaluation.physics.continuation import Motion, Physics
+from carrara.evaluation.physics.continuation import KNOWN, Motion, Physics
 from carrara.evaluation.physics.preference import CHANCE, ROUGHNESS, Preferences
 from carrara.evaluation.physics.twins import CONTROL
 from carrara.evaluation.report.sections import Curve, Picture, Row, Section, Table
@@ -27,20 +27,20 @@ Published (Kang et al. 2024; 3 known of 32 frames, 128 or 256 pixels, per kind i
 0.433, 0.328, 0.358."""
 
 ABOUT = """\
-Balls of PhyWorld's units and ranges (a world 10 x 10, a frame every 0.1 s) are continued from {known} known frames \
-instead of the published 3, because causal latents stand for 1 + 4k frames; clips have {frames} frames of \
-{width}x{height}. The error is the mean absolute difference from the true velocity over the generated frames in which \
-all balls are truly inside, in world units per second: along x for uniform motion and collision (the step of the \
-impact left out), the length of the difference for a parabola. Ceilings: the truth as it is read back, and its \
-reconstruction by the autoencoder; nothing can be expected below them. Controls: "copy last" repeats the last known \
-frame; "constant velocity" moves balls on as seen, which is all there is to uniform motion and wrong for the others. \
-Out of distribution: radius, velocity or both outside the ranges of training, beyond either end. {clips} scenes of \
-each kind and split, from seed {seed}."""
+Balls of PhyWorld's units and ranges (a world 10 x 10, a frame every 0.1 s) are continued from {known} known frames, \
+{why}; clips have {frames} frames of {width}x{height}. The error is the mean absolute difference from the true \
+velocity over the generated frames in which all balls are truly inside, in world units per second: along x for uniform \
+motion and collision (the step of the impact left out), the length of the difference for a parabola. Ceilings: the \
+truth as it is read back, and its reconstruction by the autoencoder; nothing can be expected below them. Controls: \
+"copy last" repeats the last known frame; "constant velocity" moves balls on as seen, which is all there is to uniform \
+motion and wrong for the others. Out of distribution: radius, velocity or both outside the ranges of training, beyond \
+either end. {clips} scenes of each kind and split, from seed {seed}."""
 
 WALLS_ABOUT = """\
-In the pond, an actor on its way to a wall that stops it is continued from its first frames. "held": its leading edge \
-never gets further than a fifth of its width beyond where it must stop; "reaches": it gets there; "stops": it stands \
-there at the end; "seen": it does not vanish. Controls: "copy last" reaches nothing, "no wall" is held by nothing."""
+In the pond, an actor on its way to a wall that stops it is continued from its first {known} frames. "held": its \
+leading edge never gets further than a fifth of its width beyond where it must stop; "reaches": it gets there; \
+"stops": it stands there at the end; "seen": it does not vanish. Controls: "copy last" reaches nothing, "no wall" is \
+held by nothing."""
 
 
 def section(balls: Physics, walls: Walls | None = None) -> Section:
@@ -48,6 +48,7 @@ def section(balls: Physics, walls: Walls | None = None) -> Section:
     shape = balls.shape
     about = ABOUT.format(
         known=balls.known,
+        why=why_so_many(balls.known),
         frames=shape.frames,
         width=shape.width,
         height=shape.height,
@@ -76,7 +77,7 @@ def section(balls: Physics, walls: Walls | None = None) -> Section:
     pictures: list[Picture | Curve] = [*curves(balls), *ball_pictures(balls)]
     data = ball_data(balls)
     if walls is not None:
-        about += "\n\n" + WALLS_ABOUT
+        about += "\n\n" + WALLS_ABOUT.format(known=walls.known)
         tables.append(wall_table(walls))
         pictures += wall_pictures(walls)
         data["walls"] = {name: [stop.plain() for stop in stops] for name, stops in walls.found.items()}
@@ -92,6 +93,13 @@ def unseparated(balls: Physics) -> tuple[str, ...]:
         if cells[0] is None or cells[1] is None or not cells[0].apart(cells[1]):
             found.append(row_name(kind, split))
     return tuple(found)
+
+
+def why_so_many(known: int) -> str:
+    """How the number of known frames stands to the published one."""
+    if known == KNOWN:
+        return "as published"
+    return f"instead of the published {KNOWN}, because the model's causal latents stand for 1 + {known - 1}k frames"
 
 
 def row_name(kind: str, split: str) -> str:
