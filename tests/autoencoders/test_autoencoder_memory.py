@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.profiler import ProfilerActivity, profile
 
+from carrara.autoencoders.causal import conv3d
 from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
 
@@ -57,6 +58,15 @@ def test_no_more_is_allocated_than_by_the_public_implementation(config: VideoAut
         mine, yours = (peak(run, tmp_path) for run in runs)
         print(f"{name}: {mine / 2**20:.1f} MiB, diffusers {yours / 2**20:.1f} MiB, {mine / yours:.2f}")
         assert mine <= yours, name
+
+
+@torch.no_grad()
+def test_a_small_convolution_is_not_unfolded(tmp_path: Path) -> None:
+    """In float32 too, where torch's own choice copies every place 27 times."""
+    x = torch.randn(1, 16, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(16, 16, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    assert peak(lambda: conv3d(x, weight, None, padding=(0, 1, 1)), tmp_path) < 3 * x.nbytes
 
 
 @CONFIGS

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from carrara.autoencoders.causal import CausalConv, RMSNorm, Stream, channels_last, no_frames
+from carrara.autoencoders.causal import CausalConv, RMSNorm, Stream, channels_last, conv3d, no_frames
 
 
 class ResidualBlock(nn.Module):
@@ -66,15 +66,15 @@ class Down(nn.Module):
         self.time = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = F.conv3d(F.pad(x, (0, 1, 0, 1)), self.space.weight[:, :, None], self.space.bias, stride=(1, 2, 2))
-        x = channels_last(x)
+        x = conv3d(F.pad(x, (0, 1, 0, 1)), self.space.weight[:, :, None], self.space.bias, stride=(1, 2, 2))
         if self.time is None:
             return x
         joined = x if stream.first else torch.cat([stream.take().to(x.dtype), x], dim=2)
         stream.leave(x[:, :, -1:])
-        if not stream.first:
-            return channels_last(self.time(joined))
-        return channels_last(torch.cat([x[:, :, :1], self.time(joined).to(x.dtype)], dim=2)) if x.shape[2] > 1 else x
+        if stream.first and x.shape[2] == 1:
+            return x
+        halved = conv3d(joined, self.time.weight, self.time.bias, stride=(2, 1, 1))
+        return channels_last(torch.cat([x[:, :, :1], halved.to(x.dtype)], dim=2)) if stream.first else halved
 
 
 class Up(nn.Module):
@@ -100,7 +100,7 @@ class Up(nn.Module):
             stream.leave(no_frames(x, 2))
             return x
         history = stream.before(moving, 2)
-        pairs = F.conv3d(history, time.weight, time.bias)
+        pairs = conv3d(history, time.weight, time.bias)
         doubled = rearrange(pairs, "b (r c) t h w -> b (t r) h w c", r=2).movedim(-1, 1)
         return torch.cat([still.to(doubled.dtype), doubled], dim=2) if stream.first else doubled
 
@@ -115,7 +115,7 @@ def average_down(x: Tensor, out: int, time: int, space: int) -> Tensor:
         x = torch.cat([no_frames(x, time - odd), x], dim=2)
     group = x.shape[1] * time * space**2 // out
     kernel = torch.eye(out, dtype=x.dtype, device=x.device).repeat_interleave(group, dim=1) / group
-    return F.conv3d(x, kernel.reshape(out, -1, time, space, space), stride=(time, space, space))
+    return conv3d(x, kernel.reshape(out, -1, time, space, space), None, stride=(time, space, space))
 
 
 def repeat_up(x: Tensor, out: int, time: int, space: int, first: bool) -> Tensor:
