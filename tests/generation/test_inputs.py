@@ -215,6 +215,9 @@ def test_a_hole_is_filled_from_around_it_whatever_was_there():
         ("strength=nan: must be a number", {"edit": "a", "strength": float("nan")}),
         ("unknown fit 'crob'; did you mean crop", {"image": "a", "fit": "crob"}),
         ("unknown known_by 'holt'; did you mean hold", {"image": "a", "known_by": "holt"}),
+        ("guide_weight=4.0: says how strongly known_by=guide", {"image": "a", "guide_weight": 4.0}),
+        ("guide_weight=-1.0: must be", {"image": "a", "known_by": "guide", "guide_weight": -1.0}),
+        ("guide_weight=nan: must be", {"image": "a", "known_by": "guide", "guide_weight": float("nan")}),
         ("between: give two clips", {"between": ("a",)}),
         ("image is empty: say which file", {"image": ""}),
         ("between 2 is empty", {"between": ("a", "")}),
@@ -238,7 +241,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(said, wrong):
         {"between": ("a", "b")},
         {"interpolate": "a", "factor": 4},
         {"inpaint": "a", "mask": "m", "strength": 0.7},
-        {"edit": "a", "mask": "m", "image": "b", "strength": 1.0, "known_by": "guide"},
+        {"edit": "a", "mask": "m", "image": "b", "strength": 1.0, "known_by": "guide", "guide_weight": 5.0},
     ],
 )
 def test_what_goes_together_comes_back_from_its_record(right):

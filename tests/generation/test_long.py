@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
 from carrara.core.media import read_video
+from carrara.generation.conditions import Conditions
 from carrara.generation.request import Request
 from carrara.generation.run import load
 
@@ -29,3 +31,14 @@ def test_thirty_seconds_of_the_bundled_model(tmp_path):
     change = frames[1:].float().sub(frames[:-1].float()).abs().mean((1, 2, 3))
     seams = torch.tensor([window.fresh - 1 for window in windows[1:]])
     assert change[seams].median() < 3 * change.median() + 1
+
+
+def test_a_clip_of_two_latent_frames_is_the_least_that_has_a_motion():
+    model = load("pond")
+    step = model.system.stride.time
+    frames = torch.randint(256, (1 + step, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    said = {"seed": 1, "seconds": 0.5, "steps": 1, "guidance": 1.0, "progress": False}
+    clip = model.generate("", Conditions(extend=frames), **said)
+    assert torch.equal(clip.frames[: 1 + step], frames)
+    with pytest.raises(ValueError, match=f"{step} frames, and extend needs at least {1 + step}"):
+        model.generate("", Conditions(extend=frames[:step]), **said)

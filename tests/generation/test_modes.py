@@ -12,8 +12,10 @@ from torch import Tensor
 
 from carrara.core.media import read_video, write_picture, write_video
 from carrara.core.types import VideoShape
+from carrara.diffusion.conditioning import GUIDE_WEIGHT
 from carrara.generation.conditions import Conditions
 from carrara.generation.latents import window_file
+from carrara.generation.making import Remembered
 from carrara.generation.manifest import Manifest, read_manifest
 from carrara.generation.passes import encoded
 from carrara.generation.request import Request
@@ -159,7 +161,7 @@ def test_what_comes_before_a_clip_arrives_at_it(spied):
     assert torch.equal(passes[1]["keyframes"].latents[:, :, :1], encoded(spied.system, clip.frames[4:5]))
     assert torch.equal(passes[1]["keyframes"].latents[:, :, 1:], encoded(spied.system, clip.frames[8:9]))
     later = to_bytes(spied.system.autoencoder.decode(passes[0]["made"]))[0]
-    assert torch.equal(clip.frames[4:8], later[:4])
+    assert (clip.frames[4:8].int() - later[:4].int()).abs().max() <= 1  # decoded in other pieces
 
 
 def test_two_clips_are_connected(spied):
@@ -326,6 +328,21 @@ def test_models_that_know_one_level_only_keep_what_is_known_too(spied, by):
         spied.plan(Request(PROMPT, conditions=Conditions(last=picture, known_by=by)))
 
 
+@pytest.mark.parametrize("given", ["image", "edit"])
+def test_the_weight_of_guidance_reaches_the_sampler(model, given):
+    """A beginning and a region: without weight it is replacement, and another weight makes another clip."""
+    said = {"image": film(1, 3)[0]} if given == "image" else {"edit": film(9, 3), "mask": bars(9)}
+
+    def made(by: str, weight: float | None = None) -> Tensor:
+        conditions = Conditions(**said, known_by=by, guide_weight=weight)
+        return model.generate(PROMPT, conditions, seed=1).frames
+
+    replaced = made("replace")
+    assert (made("guide", 0.0).int() - replaced.int()).abs().max() <= 1  # with gradients other kernels run
+    assert (made("guide", 8.0).int() - replaced.int()).abs().max() > 1
+    assert torch.equal(made("guide"), made("guide", GUIDE_WEIGHT))
+
+
 def files(folder) -> dict[str, str]:
     """Inputs on disk: pictures, clips, masks."""
     names = {name: str(folder / name) for name in ("a.mp4", "b.mp4", "first.png", "last.png", "mask.png", "mask.mp4")}
@@ -442,6 +459,26 @@ def test_frames_are_forgotten_while_a_long_clip_is_made(model):
         most = max(most, sum(ref() is not None for ref in alive))
     assert len(alive) > 20
     assert most <= 3
+
+
+def test_frames_made_backwards_wait_on_disk(model, monkeypatch):
+    """Of what was made before a clip at most two windows are in memory at any time."""
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most: list[int] = []
+    add = Remembered.add
+
+    def watched(self: Remembered, index: int, frames: Tensor) -> None:
+        alive.append(weakref.ref(frames.untyped_storage()))
+        most.append(sum(ref() is not None for ref in alive))
+        add(self, index, frames)
+
+    monkeypatch.setattr(Remembered, "add", watched)
+    clip = model.generate(PROMPT, Conditions(extend=film(6, 6), before=True), seed=4, seconds=6.0, steps=1)
+    assert len(clip.frames) == 48 + 6
+    assert len(alive) > 5
+    assert max(most) <= 2
 
 
 def test_an_empty_prompt_is_enough_where_there_is_a_picture(model):

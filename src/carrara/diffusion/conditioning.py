@@ -102,12 +102,18 @@ KNOWN_BY = ("hold", "replace", "guide")
 
 
 def keep_known(
-    by: str, denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor, whole: Tensor | None = None
+    by: str,
+    denoise: Denoise,
+    known: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    whole: Tensor | None = None,
+    weight: Weight = GUIDE_WEIGHT,
 ) -> Denoise:
     """The way of that name. Under `hold` the denoiser must tell its network `held_levels(whole, point.told)`.
 
     whole: the part of the mask whose tokens are known altogether, the whole mask if None. A token has one level, so
-    what is known of other tokens has theirs: there it is replaced.
+    what is known of other tokens has theirs: there it is replaced. weight: of `guide_known`.
     """
     if by == "hold":
         if whole is None or torch.equal(whole, mask):
@@ -116,7 +122,7 @@ def keep_known(
     if by == "replace":
         return replace_known(denoise, known, mask, noise)
     if by == "guide":
-        return guide_known(denoise, known, mask, noise)
+        return guide_known(denoise, known, mask, noise, weight)
     raise ValueError(f"unknown way {by!r} to keep what is known; known: {', '.join(KNOWN_BY)}")
 
 

@@ -68,6 +68,8 @@ class Generate(ClipOptions):
     """What to do with pictures of another shape: crop or pad."""
     known_by: Text = None
     """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
+    guide_weight: Number = None
+    """With --known-by guide: how strongly the rest is pulled towards what is known."""
     offload: bool = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
     sheet: bool = False

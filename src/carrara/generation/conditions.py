@@ -25,6 +25,7 @@ FACTORS = (2, 4)
 PICTURES = ("image", "last")
 CLIPS = ("extend", "between", "interpolate", "inpaint", "edit")
 EDIT_STRENGTH = 0.6
+_HEAVIEST = 1000  # of guide weights
 # What may be said together with each kind of clip (None: with none), beside `fit` and `known_by`.
 _TOGETHER: dict[str | None, set[str]] = {
     None: {"image", "last", "loop"},
@@ -50,7 +51,7 @@ class Conditions:
     between: two clips to connect; loop: the end leads back to the beginning; interpolate: a clip to which frames are
     added, `factor` times as many; inpaint: a clip to paint on where `mask` is white; edit: a clip to change, as far as
     `strength` says, in (0, 1]; fit: "crop" or "pad" for pictures of another shape; known_by: how what is known is kept,
-    "hold" for models trained for it, else "replace" or "guide".
+    "hold" for models trained for it, else "replace" or "guide"; guide_weight: how strongly "guide" pulls.
     """
 
     image: Source | None = None
@@ -67,6 +68,7 @@ class Conditions:
     strength: float | None = None
     fit: str | None = None
     known_by: str | None = None
+    guide_weight: float | None = None
 
     def __eq__(self, other: object) -> bool:
         """Equal where the same is asked of the same files, or of the same tensors."""
@@ -117,7 +119,7 @@ class Conditions:
             raise ValueError(f"{clips[0]} and {clips[1]}: each is another way to use a clip; make one after the other")
         kind = self.clip
         for name in self.said():
-            if name in ("fit", "known_by", kind):
+            if name in ("fit", "known_by", "guide_weight", kind):
                 continue
             if name not in _TOGETHER[kind]:
                 if kind is None or (name in _NEEDS and name != "strength"):
@@ -149,6 +151,11 @@ class Conditions:
             raise ValueError(f"unknown fit {self.fit!r}; {nearest(str(self.fit), FITS)}")
         if self.known_by is not None and self.known_by not in KNOWN_BY:
             raise ValueError(f"unknown known_by {self.known_by!r}; {nearest(str(self.known_by), KNOWN_BY)}")
+        weight = self.guide_weight
+        if weight is not None and self.known_by != "guide":
+            raise ValueError(f"guide_weight={weight}: says how strongly known_by=guide pulls; say that too")
+        if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= _HEAVIEST):
+            raise ValueError(f"guide_weight={weight}: must be a number from 0, which is replace, to {_HEAVIEST}")
 
 
 IN_MEMORY = "(frames in memory)"

@@ -2,12 +2,13 @@
 
 Decoding is one stream: a window's new latents continue where the one before stopped, with the decoder's state, so that
 there is no seam in it. Of what was made only the frames that a later window needs are remembered, so memory does not
-grow with the clip (made backwards, all frames wait for the first).
+grow with the clip. Of a clip that is made backwards the frames wait for the first on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from tempfile import TemporaryFile
 
 import torch
 from einops import rearrange
@@ -102,17 +103,18 @@ class _Making:
 
     def backward(self) -> Iterator[Tensor]:
         """Every window is a clip of its own, whose end is what was made before it."""
-        pieces: list[Tensor] = []
         end = self.timeline.end
-        for number, window in enumerate(self.timeline.windows):
-            latents = self.latents_of(number, window, self.remembered.frame)
-            self.state = None
-            whole = torch.cat(list(self.decoded(latents, window.start)))
-            pieces.append(whole[max(0, -window.start) : end - window.start])
-            end = max(0, window.start)
-            self.remembered.add(end, pieces[-1])
-            self.remembered.forget(window)
-        yield from reversed(pieces)
+        with _Pile() as pile:
+            for number, window in enumerate(self.timeline.windows):
+                latents = self.latents_of(number, window, self.remembered.frame)
+                self.state = None
+                whole = torch.cat(list(self.decoded(latents, window.start)))
+                made = whole[max(0, -window.start) : end - window.start]
+                pile.put(made)
+                end = max(0, window.start)
+                self.remembered.add(end, made)
+                self.remembered.forget(window)
+            yield from pile
 
     def decoded(self, latents: Tensor, at: int) -> Iterator[Tensor]:
         """Latents as finished frames of the timeline, from frame `at` on."""
@@ -123,6 +125,31 @@ class _Making:
                 at += len(frames)
                 show(min(at, self.timeline.frames), self.timeline.frames)
                 yield frames
+
+
+class _Pile:
+    """Frames uint8 `t h w 3` that wait in a file without a name; the last that was put there comes first."""
+
+    def __init__(self) -> None:
+        self.file = TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.shapes: list[torch.Size] = []
+
+    def __enter__(self) -> _Pile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def put(self, frames: Tensor) -> None:
+        self.file.write(frames.contiguous().numpy().tobytes())
+        self.shapes.append(frames.shape)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        at = sum(shape.numel() for shape in self.shapes)
+        for shape in reversed(self.shapes):
+            at -= shape.numel()
+            self.file.seek(at)
+            yield torch.frombuffer(bytearray(self.file.read(shape.numel())), dtype=torch.uint8).view(shape)
 
 
 def _with_what_stays(frames: Tensor, timeline: Timeline, at: int) -> Tensor:

@@ -12,7 +12,7 @@ from carrara.generation.inputs import digest, fit_frames, fit_mask, read_clip, r
 
 SAME_RATE = 0.01  # rates that differ by less are one rate, rounded
 _MOTION = "a motion takes a latent frame beyond the first; for one picture use image"
-_LEAST = {"extend": (5, _MOTION), "between": (5, _MOTION), "interpolate": (2, "there must be something between")}
+_BETWEEN = "there must be something between"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,9 @@ class Material:
     hashes: tuple[tuple[str, str], ...] = ()
 
 
-def gather(conditions: Conditions, height: int, width: int, expected: Mapping[str, str]) -> Material:
-    """Read and fit everything that is given. expected: the SHA-256 that inputs must have, by name, where known.
+def gather(conditions: Conditions, height: int, width: int, expected: Mapping[str, str], step: int = 4) -> Material:
+    """Read and fit everything that is given. expected: the SHA-256 that inputs must have, by name, where known; step:
+    frames of a latent frame.
 
     Raises ValueError for what cannot be used, or is not what it was.
     """
@@ -52,7 +53,8 @@ def gather(conditions: Conditions, height: int, width: int, expected: Mapping[st
     )
     if kind is None:
         return pictures
-    least, why = _LEAST.get(kind, (1, ""))
+    motion = (1 + step, _MOTION)
+    least, why = {"extend": motion, "between": motion, "interpolate": (2, _BETWEEN)}.get(kind, (1, ""))
     if conditions.between is not None:
         one, two = (read_clip(source, kind, least, why) for source in conditions.between)
         if one.fps and two.fps and abs(one.fps / two.fps - 1) > SAME_RATE:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from carrara.core.types import Keyframes, VideoShape
+from carrara.diffusion.conditioning import GUIDE_WEIGHT
 from carrara.generation.holes import filled, latent_hole
 from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import ImageContext, Known, LatentVideo, Start
@@ -38,9 +39,17 @@ class Told:
 
 @torch.no_grad()
 def tell(
-    system: LatentVideo, timeline: Timeline, window: Window, frame: Frame, height: int, width: int, by: str = "hold"
+    system: LatentVideo,
+    timeline: Timeline,
+    window: Window,
+    frame: Frame,
+    height: int,
+    width: int,
+    by: str = "hold",
+    weight: float | None = None,
 ) -> Told:
-    """What is known of a window when it is made. `by`: how known latents are kept."""
+    """What is known of a window when it is made. `by`: how known latents are kept; weight: of the way "guide"."""
+    weight = GUIDE_WEIGHT if weight is None else weight
     prefix = [_given(frame, index) for index in range(window.start, window.fresh)]
     if reads_image(system):
         last = frame(window.stop - 1)
@@ -48,7 +57,7 @@ def tell(
         return Told(image=given_image(system, shape, _given(frame, window.start), last)[1])
     keyframes = _keyframes(system, window, keyframe_indices(window, frame, system.stride.time), frame)
     if timeline.source is not None:
-        return _on_source(system, timeline, window, prefix, keyframes, by)
+        return _on_source(system, timeline, window, prefix, keyframes, by, weight)
     if not prefix:
         return Told(None, keyframes)
     beginning = encoded(system, torch.stack(prefix))
@@ -60,7 +69,7 @@ def tell(
     latents[:, :, :kept] = beginning
     mask = torch.zeros_like(latents[:, 0], dtype=torch.bool)
     mask[:, :kept] = True
-    return Told(Known(latents, mask, by), keyframes)
+    return Told(Known(latents, mask, by, weight), keyframes)
 
 
 def reads_image(system: LatentVideo) -> bool:
@@ -99,6 +108,7 @@ def _on_source(
     prefix: list[Tensor],
     keyframes: Keyframes | None,
     by: str,
+    weight: float,
 ) -> Told:
     assert timeline.source is not None
     places = torch.arange(window.start, window.stop).clamp_max(len(timeline.source) - 1)  # its last frame goes on
@@ -110,7 +120,7 @@ def _on_source(
         frames = filled(frames, hole)
     latents = encoded(system, frames)
     mask = ~latent_hole(hole, system.stride)[None].to(latents.device)
-    known = Known(latents, mask, by) if bool(mask.any()) else None
+    known = Known(latents, mask, by, weight) if bool(mask.any()) else None
     return Told(known, keyframes, Start(latents, timeline.strength) if timeline.strength < 1 else None)
 
 

@@ -163,7 +163,7 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
             request.prompt, negative, seed, shape, float(request.fps or defaults.fps), sampling, request.model, timeline
         )
     check_memory(system, VideoShape(1, shape.height, shape.width), available)  # before pictures are made so large
-    material = gather(conditions, shape.height, shape.width, dict(request.inputs))
+    material = gather(conditions, shape.height, shape.width, dict(request.inputs), length.step)
     timeline, fps, prompts = lay_out(conditions, length, material, request.prompt_at)
     _check_number("fps", fps, 1, 120)
     tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)

@@ -188,8 +188,9 @@ class Model:
             )
 
     def _told(self, plan: Plan, window: Window, frame: Frame) -> Told:
-        shape, by = plan.shape, plan.conditions.known_by or "hold"
-        return tell(self.system, plan.timeline, window, frame, shape.height, shape.width, by)
+        shape, asked = plan.shape, plan.conditions
+        by, weight = asked.known_by or "hold", asked.guide_weight
+        return tell(self.system, plan.timeline, window, frame, shape.height, shape.width, by, weight)
 
     def _draw(
         self, plan: Plan, number: int, told: Told, progress: bool | None = None, watch: Watch | None = None
