@@ -9,6 +9,7 @@ Each stage is resumed where it stopped and skipped once it is finished; the mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
+from carrara.recipes.pond_shapes import Buckets, bucket_batch, bucket_source, taking_turns
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
 from carrara.systems.alignment import Alignment
@@ -70,6 +72,7 @@ class DenoiserStage:
     levels of clips and of single frames are drawn (of a frame, fewer tokens agree, so less noise hides it); alignment:
     of middle features with what the clips truly show; sampling: what the finished model does by default; start: a
     training folder of such a model whose averaged weights it begins from, on other clips or by another schedule;
+    buckets: clips of other sides and durations that take turns with the recipe's own;
     flops: compute to train with, None for the length that `train` says.
     """
 
@@ -90,10 +93,14 @@ class DenoiserStage:
     alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start: str | None = None
+    buckets: Buckets = field(default_factory=Buckets)
     flops: float | None = None
 
     def __post_init__(self) -> None:
         check_flops(self.flops)
+        if self.buckets.shapes and (self.flops is not None or self.alignment.weight):
+            said = "flops" if self.flops is not None else "alignment.weight"
+            raise ValueError(f"{said} and buckets.shapes: counted and aligned are clips of one shape; leave one out")
         at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
         if self.alignment.weight and self.alignment.block > self.model.layers:
             raise ValueError(f"alignment.block={self.alignment.block}: the transformer has {self.model.layers} blocks")
@@ -127,14 +134,17 @@ class PondRecipe:
 
     def run(self, folder: Path) -> Path:
         """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
-        self.shape.latent(self.autoencoder.model.stride).tokens(self.denoiser.model.patch)
+        stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
+        self.shape.latent(stride).tokens(patch)
+        self.denoiser.buckets.check(self.shape, stride, patch)
         for start in (self.autoencoder.start, self.denoiser.start):
             if start and not Path(start).exists():
                 raise ValueError(f"start={start!r}: no such training folder")
         device = torch.device(chosen_device(self.device))
         trained = self.train_autoencoder(folder / "autoencoder", device)
         cache, validation = self.cache_latents(folder, trained, device)
-        return self.train_denoiser(folder / "denoiser", trained, cache, validation, device)
+        others = self.cache_buckets(folder, trained, device)
+        return self.train_denoiser(folder / "denoiser", trained, cache, validation, device, others)
 
     def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
         """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
@@ -147,25 +157,50 @@ class PondRecipe:
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
+        stage, source = self.denoiser, self.source(self.denoiser.mix, device)
+        clips = self._cached(folder / "latents", source, CACHED_SCENES, stage.clips, trained, device)
+        held_out = folder / "latents-validation"
+        return clips, self._cached(held_out, source, VALIDATION_SCENES, stage.validation, trained, device)
+
+    def cache_buckets(self, folder: Path, trained: Path, device: torch.device) -> list[LatentCache]:
+        """The training clips of the other shapes, of the same scenes. Raises ValueError for another world's."""
         stage = self.denoiser
-        autoencoder = read_autoencoder(trained).to(device)
-        made_by = fingerprint(sorted(trained.iterdir()))
-        source = self.source(stage.mix, device)
+        if stage.buckets.shapes and type(self).source is not PondRecipe.source:
+            raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")
         caches = []
-        for name, first, count in (
-            ("latents", CACHED_SCENES, stage.clips),
-            ("latents-validation", VALIDATION_SCENES, stage.validation),
-        ):
-            with alone_first():
-                encode_clips(folder / name, source, autoencoder, first, count, made_by, stage.shard)
-            caches.append(LatentCache.open(folder / name, made_by, device))
-        return caches[0], caches[1]
+        for name, shape in stage.buckets.parsed().items():
+            source = bucket_source(shape, self.shape, stage.buckets, self.fps, stage.mix, device)
+            home = folder / f"latents-{name}{'-cropped' if stage.buckets.crop else ''}"
+            count = stage.buckets.clips or stage.clips
+            caches.append(self._cached(home, source, CACHED_SCENES, count, trained, device))
+        return caches
+
+    def _cached(
+        self, folder: Path, source: ClipSource, first: int, count: int, trained: Path, device: torch.device
+    ) -> LatentCache:
+        made_by = fingerprint(sorted(trained.iterdir()))
+        with alone_first():
+            autoencoder = read_autoencoder(trained).to(device)
+            encode_clips(folder, source, autoencoder, first, count, made_by, self.denoiser.shard)
+        return LatentCache.open(folder, made_by, device)
 
     def train_denoiser(
-        self, folder: Path, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
+        self,
+        folder: Path,
+        trained: Path,
+        cache: LatentCache,
+        validation: LatentCache,
+        device: torch.device,
+        others: Sequence[LatentCache] = (),
     ) -> Path:
-        """Stage three; returns the finished model folder."""
+        """Stage three; returns the finished model folder. others: what takes turns with the cache, by `buckets`."""
         phase = self.denoiser_phase(trained, cache, validation, device)
+        if others:
+            shapes, stage = self.denoiser.buckets.parsed(), self.denoiser
+            seen = [stage.buckets.seen(shape, self.shape) for shape in shapes.values()]
+            stride = self.autoencoder.model.stride
+            sizes = [bucket_batch(stage.batch, self.shape, shape, stride) for shape in (self.shape, *seen)]
+            phase.batch = taking_turns((cache, *others), sizes, stage.captioning, self.seed, stage.images)
         if self.denoiser.start:
             load_ema(Path(self.denoiser.start), phase.module)
         cost = self.denoiser_cost(trained, cache, validation, device)
@@ -236,6 +271,8 @@ class PondRecipe:
         whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
         whole["autoencoder"].pop("images")  # as the length of any stage
         whole["denoiser"].pop("flops")  # which this is too
+        if not self.denoiser.buckets.shapes:  # runs from before there were any go on
+            whole["denoiser"].pop("buckets")
         return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
 
 

@@ -47,6 +47,12 @@ class ClipSource(Protocol):
     def pieces(self, first: int, count: int, frames: int) -> PixelBatch: ...
 
 
+class LatentSource(Protocol):
+    """Batches of a cache as a function of the step; visit: how many batches were taken from it before, if fewer."""
+
+    def __call__(self, step: int, visit: int | None = None) -> CaptionedLatents: ...
+
+
 @dataclass(frozen=True)
 class Captioning:
     """How scenes are told during training.
@@ -213,23 +219,24 @@ def latent_source(
     seed: int,
     images: ImageSteps = NO_IMAGES,
     truth: TruthTable | None = None,
-) -> Callable[[int], CaptionedLatents]:
+) -> LatentSource:
     """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip.
 
-    truth: what the cache's clips show, to be part of the batches.
+    A cache of clips of one frame gives single frames at every step. truth: what the cache's clips show, to be part of
+    the batches.
     """
     told, stride = torch.tensor([captioning.short, captioning.medium, captioning.dense]), frames_per_latent(cache)
 
-    def at(step: int) -> CaptionedLatents:
+    def at(step: int, visit: int | None = None) -> CaptionedLatents:
         generator = torch.Generator().manual_seed(mix(seed, step))
-        alone = images.alone(step, generator)
+        alone = images.alone(step, generator) or cache.shape[1] == 1
         # Clips and images are visited in orders of their own, so that neither skips what the other sees.
         visits = (batch * images.clips, mix(seed, 1)) if alone else (batch, seed)
-        chosen = indices(step, visits[0], len(cache), visits[1])
+        chosen = indices(step if visit is None else visit, visits[0], len(cache), visits[1])
         clips = cache[chosen]
         assert clips.keyframes is not None
         assert clips.frames is not None
-        each = images.per_clip if alone else 1
+        each = min(images.per_clip, 1 + cache.keyframes) if alone else 1
         draws = torch.rand(len(chosen), each, generator=generator).tolist()
         levels = torch.multinomial(told, len(chosen) * each, replacement=True, generator=generator).tolist()
         captions = []
