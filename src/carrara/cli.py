@@ -104,6 +104,8 @@ class Evaluate(SamplingOptions):
     """Folder of videos to hold them against."""
     only: Annotated[str, arg(metavar="PARTS")] = ""
     """Parts to measure, joined by commas; all if none."""
+    fvd: Annotated[str | None, arg(metavar="PATH")] = None
+    """I3D's weights (a file) or a VideoMAE folder: distances on their features as well."""
     baseline: bool = False
     """Measure the model frame by frame as well (the full suite always does)."""
     output: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "runs/evaluation"
@@ -250,7 +252,9 @@ def evaluate(args: list[str]) -> int:
             )
         from carrara.evaluation.videos import evaluate_videos
 
-        sections = evaluate_videos(options.clips, options.output, against=options.against, only=only, tell=_tell)
+        sections = evaluate_videos(
+            options.clips, options.output, against=options.against, only=only, fvd=options.fvd, tell=_tell
+        )
     for section in sections:
         if section.tables:
             print(f"{section.tables[0].text()}\n")
@@ -304,6 +308,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
         only=only,
         prompts=options.prompts,
         seed=options.seed,
+        fvd=options.fvd,
         tell=_tell,
     )
 

@@ -1,11 +1,20 @@
 """Weights that users bring: what is read and what is refused; VideoMAE's features are those its classifier reads."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from carrara.cli import run
+from carrara.core.media import write_video
+from carrara.core.types import VideoShape
+from carrara.data.pond.render import render
+from carrara.data.pond.sampling import SINGLES, sample_scene
+from carrara.evaluation.distribution import judged
+from carrara.evaluation.distribution.frechet import frechet_distance, frechet_distance_estimate
 from carrara.evaluation.distribution.fvd import load_extractor, load_i3d, read_state_dict
 from carrara.evaluation.distribution.i3d import I3D, TABLE
 
@@ -125,3 +134,59 @@ def test_other_folders_are_refused(videomae, tmp_path):
     VideoMAEForPreTraining(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not the pretraining checkpoint"):
         load_extractor(tmp_path)
+
+
+class Drawn:
+    """A network whose features are the clips themselves."""
+
+    name, frames = "drawn", 1
+
+    def __call__(self, clips, batch=4):
+        return np.stack(list(clips))
+
+
+def sets_around(draw, count, control_shift):
+    shifts = {"clips": 0.7, "truth": 0.0, "frozen": control_shift, "shuffled": control_shift}
+    return {name: list(draw.standard_normal((count, 5)) + shift) for name, shift in shifts.items()}
+
+
+def test_its_distances_stand_beside_truth_and_controls_or_are_left_out():
+    draw = np.random.default_rng(0)
+    reference = draw.standard_normal((80, 5))
+    for shift, rows in ((2.0, ["drawn: Frechet distance", "drawn: kernel distance"]), (0.0, [])):
+        sets = sets_around(draw, 80, shift)
+        found = {name: judged.judged(clips, reference, Drawn()) for name, clips in sets.items()}
+        made = judged.section(found, Drawn(), {"clips": 80})
+        assert [name for table in made.tables for name, _ in table.rows] == rows
+        assert ("is left out: it does not tell frozen and shuffled" in made.about) == (not rows)
+        for name, clips in sets.items():
+            estimate = found[name]["Frechet distance"]
+            assert estimate.value == frechet_distance(np.stack(clips), reference)
+            assert estimate.low < estimate.value < estimate.high
+        assert found["truth"]["kernel distance"].value < found["clips"]["kernel distance"].value
+        assert made.plain()["data"]["about"] == {"features": "drawn", "frames": 1, "clips": 80}
+
+
+def test_its_interval_needs_twenty_clips():
+    few = np.random.default_rng(0).standard_normal((19, 3))
+    with pytest.raises(ValueError, match="19 and 19 samples"):
+        frechet_distance_estimate(few, few)
+
+
+def test_a_network_by_path_is_asked_from_the_command_line(videomae, tmp_path, capsys):
+    scenes = [sample_scene((8 << 40) + n, SINGLES) for n in range(60)]
+    for number, video in enumerate(render(scenes, VideoShape(5, 32, 32)).video):
+        home = tmp_path / ("clips" if number < 20 else "others")
+        home.mkdir(exist_ok=True)
+        write_video(home / f"{number:02d}.gif", video, 8)
+    where = ["evaluate", "--clips", str(tmp_path / "clips"), "--against", str(tmp_path / "others"), "--only", "fvd"]
+    assert run([*where, "-o", str(tmp_path / "out"), "--fvd", str(videomae)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["sections"]["fvd"]["data"]
+    assert report["about"] == {"features": "VideoMAE", "frames": 4, "clips": 20, "reference": 20, "truth": 20}
+    assert set(report["distances"]) == {"clips", "truth", "frozen", "shuffled"}
+    assert report["distances"]["clips"]["Frechet distance"]["count"] == 20
+    capsys.readouterr()
+    for options, said in ((["--fvd", str(tmp_path / "none")], "no such file or folder"), ([], "give I3D's weights")):
+        assert run([*where, "-o", str(tmp_path / "not"), *options]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "not").exists()

@@ -10,6 +10,7 @@ from carrara.core.types import VideoShape
 from carrara.evaluation.adherence import section as adherence_section
 from carrara.evaluation.consistency import section as consistency_section
 from carrara.evaluation.consistency.measures import Consistency, measure
+from carrara.evaluation.distribution import judged
 from carrara.evaluation.distribution.distances import LEAST_CLIPS, distances
 from carrara.evaluation.distribution.distances import section as distribution_section
 from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, load_motion_net, motion_features
@@ -19,9 +20,8 @@ from carrara.evaluation.physics import section as physics_section
 from carrara.evaluation.physics.barriers import measure_walls
 from carrara.evaluation.physics.continuation import measure_physics
 from carrara.evaluation.physics.preference import measure_preference
-from carrara.evaluation.prompts import MOST_SEED, draw_prompts
 from carrara.evaluation.report.sections import Section
-from carrara.evaluation.sources import BATCH, TRUTH, Source, write_truth
+from carrara.evaluation.sources import TRUTH, Source
 from carrara.evaluation.subject import Gap, Run
 
 DRAWN = 3  # clips of the first source whose tracks and flow are drawn
@@ -129,24 +129,41 @@ def distribution(run: Run) -> Section:
     if frames < LEAST_FRAMES:
         raise Gap(f"clips of {subject.shape.frames} frames at {subject.fps:g} per second are too short")
     net = load_motion_net()
-    seed = run.seed + 1 if run.seed < MOST_SEED else run.seed - 1
-    prompts = draw_prompts(size.references, seed)
-    home = run.folder / "reference"
-    home.mkdir(parents=True, exist_ok=True)
-    paths = tuple(home / f"{index:04d}.mp4" for index in range(len(prompts)))
-    with progress_bar("distribution: reference", run.progress) as show:
-        for start in range(0, len(prompts), BATCH):
-            end = min(start + BATCH, len(prompts))
-            write_truth(prompts[start:end], paths[start:end], subject.shape, subject.fps)
-            show(end, len(prompts))
-    reference = motion_features(net, Source("reference", paths), frames)
+    reference = motion_features(net, run.reference, frames)
     found = {}
     with progress_bar("distribution", run.progress) as show:
         for number, source in enumerate(run.sources):
             found[source.name] = distances(motion_features(net, source, frames), reference, run.seed)
             show(number + 1, len(run.sources))
-    about = {"clips": size.prompts, "reference clips": size.references, "reference prompts' seed": seed}
-    return distribution_section(found, about)
+    return distribution_section(found, population(run))
+
+
+def fvd(run: Run) -> Section:
+    """The same on features of a network that the user brings."""
+    extractor, size = run.extractor, run.suite
+    if extractor is None:
+        raise Gap("it takes a network that is not shipped; give I3D's weights or a VideoMAE folder as --fvd PATH")
+    if min(size.prompts, size.references) < judged.LEAST_CLIPS:
+        raise Gap(f"{size.prompts} prompts: it needs at least {judged.LEAST_CLIPS}")
+    if run.subject.shape.frames < extractor.frames:
+        raise Gap(f"clips of {run.subject.shape.frames} frames: {extractor.name} looks at {extractor.frames}")
+    reference = extractor(frames for frames, _ in run.reference)
+    found = {}
+    with progress_bar(extractor.name, run.progress) as show:
+        for number, source in enumerate(run.sources):
+            found[source.name] = judged.judged((frames for frames, _ in source), reference, extractor, run.seed)
+            show(number + 1, len(run.sources))
+    return judged.section(found, extractor, population(run))
+
+
+def population(run: Run) -> dict[str, int]:
+    """How many clips are held against how many, of which prompts."""
+    size = run.suite
+    return {
+        "clips": size.prompts,
+        "reference clips": size.references,
+        "reference prompts' seed": run.reference_seed,
+    }
 
 
 def truths(run: Run) -> Source:
@@ -161,4 +178,5 @@ PARTS: Mapping[str, Callable[[Run], Section]] = {
     "physics": physics,
     "preference": preference,
     "distribution": distribution,
+    "fvd": fvd,
 }

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from carrara.core.progress import progress_bar
 from carrara.core.types import Decoder, Encoder, VideoShape
+from carrara.evaluation.distribution.fvd import Extractor
 from carrara.evaluation.physics.continuation import Continues, known_frames
 from carrara.evaluation.physics.preference import ScoresNoise
-from carrara.evaluation.prompts import Prompt, draw_prompts
-from carrara.evaluation.sources import MODEL, Generates, Source, make_sources
+from carrara.evaluation.prompts import MOST_SEED, Prompt, draw_prompts
+from carrara.evaluation.sources import BATCH, MODEL, Generates, Source, make_sources, write_truth
 
 
 class Gap(Exception):
@@ -69,13 +71,15 @@ SUITES: Mapping[str, Suite] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation. folder: for clips; progress: shown on a terminal only if None."""
+    """One evaluation. folder: for clips; progress: shown on a terminal only if None; extractor: a network that the user
+    brings."""
 
     subject: Subject
     suite: Suite
     seed: int
     folder: Path
     progress: bool | None
+    extractor: Extractor | None = None
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -91,3 +95,22 @@ class Run:
         subject = self.subject
         makers = {name: make for name, make in subject.makers.items() if baselines or name == MODEL}
         return make_sources(prompts, folder, makers, subject.shape, subject.fps, subject.codec, self.progress)
+
+    @property
+    def reference_seed(self) -> int:
+        """Of the prompts whose renders stand for the world."""
+        return self.seed + 1 if self.seed < MOST_SEED else self.seed - 1
+
+    @cached_property
+    def reference(self) -> Source:
+        """Renders of other prompts, which stand for the world; written when a part first asks for them."""
+        prompts = draw_prompts(self.suite.references, self.reference_seed)
+        home = self.folder / "reference"
+        home.mkdir(parents=True, exist_ok=True)
+        paths = tuple(home / f"{index:04d}.mp4" for index in range(len(prompts)))
+        with progress_bar("reference: clips", self.progress) as show:
+            for start in range(0, len(prompts), BATCH):
+                end = min(start + BATCH, len(prompts))
+                write_truth(prompts[start:end], paths[start:end], self.subject.shape, self.subject.fps)
+                show(end, len(prompts))
+        return Source("reference", paths)

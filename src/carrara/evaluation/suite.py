@@ -12,6 +12,7 @@ from pathlib import Path
 
 from carrara.core.config import choose
 from carrara.core.files import check_folder
+from carrara.evaluation.distribution.fvd import load_extractor
 from carrara.evaluation.parts import PARTS
 from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, check_prompts, check_seed
 from carrara.evaluation.report.sections import Section, write_report
@@ -26,23 +27,27 @@ def evaluate(
     only: Sequence[str] = (),
     prompts: int | None = None,
     seed: int = 0,
+    fvd: str | Path | None = None,
     tell: Callable[[str], None] = print,
     progress: bool | None = None,
 ) -> list[Section]:
     """Measure a subject and write `report.json`, `report.html` and the clips into `folder`; returns the sections.
 
-    suite: "quick" or "full"; only: names of parts, all if none; prompts: how many instead of the suite's own; tell: is
-    called with a line for every part that cannot be measured. The same arguments give the same JSON. Raises ValueError
+    suite: "quick" or "full"; only: names of parts, all if none; prompts: how many instead of the suite's own; fvd:
+    I3D's weights or a VideoMAE folder, for distances on their features as well; tell: is called with a line for every
+    part that cannot be measured. The same arguments give the same JSON. Raises ValueError
     before anything is computed, and where nothing can be.
     """
     folder, size = Path(folder), choose("suite", suite, SUITES)
-    parts = {name: choose("part", name, PARTS) for name in only or PARTS}
+    wanted = only or [name for name in PARTS if name != "fvd" or fvd is not None]
+    parts = {name: choose("part", name, PARTS) for name in wanted}
     check_seed(seed)
     if prompts is not None:
         check_prompts(prompts)
         size = replace(size, prompts=prompts)
     check_folder(folder)
-    run = Run(subject, size, seed, folder, progress)
+    extractor = load_extractor(fvd) if fvd is not None else None
+    run = Run(subject, size, seed, folder, progress, extractor)
     shape = subject.shape
     about = dict(subject.about) | {
         "suite": suite,

@@ -21,8 +21,10 @@ from carrara.core.progress import progress_bar
 from carrara.evaluation.consistency import section as consistency_section
 from carrara.evaluation.consistency.measures import Consistency, measure
 from carrara.evaluation.controls import CONTROLS, Control
+from carrara.evaluation.distribution import judged
 from carrara.evaluation.distribution.distances import LEAST_CLIPS, distances
 from carrara.evaluation.distribution.distances import section as distribution_section
+from carrara.evaluation.distribution.fvd import Extractor, load_extractor
 from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, RATE, load_motion_net, motion_features
 from carrara.evaluation.report.sections import Picture, Section, write_report
 from carrara.evaluation.report.strips import strip
@@ -176,36 +178,59 @@ def consistency(clips: VideoSet, against: VideoSet | None, progress: bool | None
     return consistency_section.section(found, drawn, reference.name)
 
 
-def distribution(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:
-    """How far the clips are, as a population, from one half of the others; the other half says what is near."""
+def halved(clips: VideoSet, against: VideoSet | None, least: int) -> tuple[VideoSet, dict[str, Iterable[Read]]]:
+    """The reference, which is one half of the others, and what is held against it: the clips, the other half, which
+    says what is near, and that half made wrong in time. Raises Gap where there are too few or sizes differ."""
     if against is None:
         raise Gap("there is nothing to hold the clips against; give --against DIR")
-    least = {clips.name: LEAST_CLIPS, against.name: 2 * LEAST_CLIPS}
-    for each in (clips, against):
-        if len(each) < least[each.name]:
-            raise Gap(f"{each.name}: {len(each)} clips are too few; {least[each.name]} are needed")
+    for each, needed in ((clips, least), (against, 2 * least)):
+        if len(each) < needed:
+            raise Gap(f"{each.name}: {len(each)} clips are too few; {needed} are needed")
     sizes = sorted({(file.width, file.height) for file in (*clips.files, *against.files)})
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes[:4]) + (" ..." if len(sizes) > 4 else "")
         raise Gap(f"clips of different sizes ({said}) would be told apart by that alone; scale them to one size")
+    reference, other = (replace(against, files=against.files[start::2]) for start in (0, 1))
+    sources: dict[str, Iterable[Read]] = {clips.name: clips, "truth": other}
+    return reference, sources | {name: Controlled(other, control) for name, control in CONTROLS.items()}
+
+
+def distribution(clips: VideoSet, against: VideoSet | None, progress: bool | None) -> Section:
+    """How far the clips are, as a population, from others, on features of motion."""
+    reference, sources = halved(clips, against, LEAST_CLIPS)
+    assert against is not None
     lengths = [int((file.frames - 1) / file.fps * RATE + 1e-6) + 1 for file in (*clips.files, *against.files)]
     frames = min(17, *lengths)
     if frames < LEAST_FRAMES:
         raise Gap(f"the shortest clip has {frames} frames at {RATE:g} per second; {LEAST_FRAMES} are needed")
     net = load_motion_net()
-    halves = [replace(against, files=against.files[start::2]) for start in (0, 1)]
-    reference = motion_features(net, halves[0], frames)
-    sources: dict[str, Iterable[Read]] = {clips.name: clips, "truth": halves[1]}
-    for name, control in CONTROLS.items():
-        sources[name] = Controlled(halves[1], control)
+    known = motion_features(net, reference, frames)
     found = {}
     with progress_bar("distribution", progress) as show:
         for name, source in sources.items():
-            found[name] = distances(motion_features(net, source, frames), reference)
+            found[name] = distances(motion_features(net, source, frames), known)
             show(len(found), len(sources))
-    return distribution_section(
-        found, {"frames compared": frames, "reference": len(halves[0]), "truth": len(halves[1])}
-    )
+    truth = len(against) - len(reference)
+    return distribution_section(found, {"frames compared": frames, "reference": len(reference), "truth": truth})
+
+
+def fvd(clips: VideoSet, against: VideoSet | None, progress: bool | None, extractor: Extractor | None) -> Section:
+    """The same on features of a network that the user brings."""
+    if extractor is None:
+        raise Gap("it takes a network that is not shipped; give I3D's weights or a VideoMAE folder as --fvd PATH")
+    reference, sources = halved(clips, against, judged.LEAST_CLIPS)
+    assert against is not None
+    shortest = min(file.frames for file in (*clips.files, *against.files))
+    if shortest < extractor.frames:
+        raise Gap(f"the shortest clip has {shortest} frames; {extractor.name} looks at {extractor.frames}")
+    known = extractor(frames for frames, _ in reference)
+    found = {}
+    with progress_bar(extractor.name, progress) as show:
+        for name, source in sources.items():
+            found[name] = judged.judged((frames for frames, _ in source), known, extractor)
+            show(len(found), len(sources))
+    about = {"clips": len(clips), "reference": len(reference), "truth": len(against) - len(reference)}
+    return judged.section(found, extractor, about)
 
 
 @dataclass(frozen=True)
@@ -220,8 +245,12 @@ class Controlled:
             yield self.control(frames, number), fps
 
 
-Part = Callable[[VideoSet, VideoSet | None, bool | None], Section]
-PARTS: Mapping[str, Part] = {"consistency": consistency, "distribution": distribution}
+Part = Callable[[VideoSet, VideoSet | None, bool | None, Extractor | None], Section]
+PARTS: Mapping[str, Part] = {
+    "consistency": lambda clips, against, progress, _: consistency(clips, against, progress),
+    "distribution": lambda clips, against, progress, _: distribution(clips, against, progress),
+    "fvd": fvd,
+}
 
 
 def evaluate_videos(
@@ -230,17 +259,21 @@ def evaluate_videos(
     *,
     against: str | Path | None = None,
     only: Sequence[str] = (),
+    fvd: str | Path | None = None,
     tell: Callable[[str], None] = print,
     progress: bool | None = None,
 ) -> list[Section]:
     """Measure the videos in a folder, beside those of another one if given; writes the report and returns its sections.
 
-    only: names of parts, all if none; tell: is called with a line for every file and part that cannot be measured. The
+    only: names of parts, all if none; fvd: I3D's weights or a VideoMAE folder, for distances on their features as well;
+    tell: is called with a line for every file and part that cannot be measured. The
     same files give the same JSON. Raises ValueError where nothing can be measured, and then writes nothing.
     """
-    wanted = only or [name for name in PARTS if name != "distribution" or against is not None]
+    needs = {"distribution": against, "fvd": fvd}
+    wanted = only or [name for name in PARTS if name not in needs or needs[name] is not None]
     parts = {name: choose("part", name, PARTS) for name in wanted}
     check_folder(folder)
+    extractor = load_extractor(fvd) if fvd is not None else None
     folders = {"clips": clips} if against is None else {"clips": clips, "against": against}
     sets: list[VideoSet] = []
     pictures: list[Picture] = []
@@ -252,7 +285,7 @@ def evaluate_videos(
     gaps: list[str] = []
     for name, part in parts.items():
         try:
-            sections.append(part(sets[0], sets[1] if against is not None else None, progress))
+            sections.append(part(sets[0], sets[1] if against is not None else None, progress, extractor))
         except Gap as why:
             gaps.append(f"{name}: {why}")
             sections.append(Section(name, name.capitalize(), f"Not measured: {why}"))

@@ -32,9 +32,11 @@ Clip = Tensor | NDArray[np.uint8]
 
 
 class Extractor(Protocol):
-    """Clips uint8 `t h w 3` to features float64 `n d`; `name` is what a distance on them is called."""
+    """Clips uint8 `t h w 3` to features float64 `n d`; `name` is what a distance on them is called, `frames` how many
+    of a clip's first ones count."""
 
     name: str
+    frames: int
 
     def __call__(self, clips: Iterable[Clip], batch: int = 4) -> NDArray[np.float64]: ...
 

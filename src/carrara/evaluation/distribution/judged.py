@@ -1,0 +1,54 @@
+"""Distances on the features of a network that the user brings (I3D, VideoMAE), as a part of a report.
+
+Two numbers: the plain Frechet distance, which with I3D is FVD as it is usually computed, and the kernel distance, which
+is unbiased at every number of clips. Not standard: both stand beside other real clips, frozen and shuffled ones, with
+intervals; and a distance that does not tell these from the truth is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from carrara.evaluation.distribution.distances import CONTROLS
+from carrara.evaluation.distribution.frechet import Floats, frechet_distance_estimate, mmd_estimate
+from carrara.evaluation.distribution.fvd import Clip, Extractor
+from carrara.evaluation.report.sections import Row, Section, Table
+from carrara.evaluation.statistics import Estimate
+
+LEAST_CLIPS = 20  # fewer give no interval
+
+ABOUT = """\
+How far the clips of each source are from the reference as a population, on features of {name}, whose weights were \
+brought by path; lower is better and truth is what nothing beats. The Frechet distance is the plain one, biased upward \
+by an amount that falls with the number of clips and is large below thousands: compare only numbers of as many clips, \
+at the same size and rate. The first {frames} frames of each clip count, at the clip's own rate. The kernel distance \
+(KID's kernel) has no such bias. Prompts play no part."""
+
+
+def judged(clips: Iterable[Clip], reference: Floats, extractor: Extractor, seed: int = 0) -> dict[str, Estimate]:
+    """The distances of clips uint8 `t h w 3` from a reference's features `n d`. Raises ValueError for too few."""
+    features = extractor(clips)
+    return {
+        "Frechet distance": frechet_distance_estimate(features, reference, seed),
+        "kernel distance": mmd_estimate(features, reference),
+    }
+
+
+def section(
+    found: Mapping[str, Mapping[str, Estimate]], extractor: Extractor, about: Mapping[str, Any] | None = None
+) -> Section:
+    """found: by source, all against one reference; "truth" and the controls must be among them."""
+    rows: list[Row] = []
+    said = [ABOUT.format(name=extractor.name, frames=extractor.frames)]
+    for measure in found["truth"]:
+        if all(found[name][measure].low > found["truth"][measure].high for name in CONTROLS):
+            rows.append((f"{extractor.name}: {measure}", tuple(each[measure] for each in found.values())))
+        else:
+            said.append(f"The {measure} is left out: it does not tell {' and '.join(CONTROLS)} from truth here.")
+    tables = (Table(f"{extractor.name} distances", tuple(found), tuple(rows)),) if rows else ()
+    data = {
+        "about": {"features": extractor.name, "frames": extractor.frames, **(about or {})},
+        "distances": {name: {m: value.plain() for m, value in each.items()} for name, each in found.items()},
+    }
+    return Section("fvd", "Distribution, by a network of the user's", " ".join(said), tables, (), data)
