@@ -1,6 +1,7 @@
 """The reader on fresh renders, through the file format: right, deterministic, graceful, and silent on noise."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_two_actors_are_told_apart(tmp_path):
     assert sum(v["count"] for v in verdicts) >= 7
     assert sum(v["colour"] for v in verdicts) >= 7
     assert sum(v["kind"] for v in verdicts) >= 6
+
+
+def test_an_actor_in_front_keeps_its_own_motion_and_a_small_ring_is_one(tmp_path):
+    """At 64 pixels: what passes behind leaves edges in the front one's mask, and rings are two pixels wide."""
+    first, related = 5 << 40, Mix(two=1.0, relation=1.0, wall=0.0, camera=0.0)
+    behind = [
+        sample_scene(first + n, related, split) for n, split in ((48, "train"), (65, "held_out"), (91, "held_out"))
+    ]
+    alone = replace(related, relation=0.0)
+    rings = [sample_scene(first + n, alone, split) for n, split in ((74, "train"), (91, "held_out"))]
+    assert all(scene.relation == "passes behind" for scene in behind)
+    assert all("ring" in (actor.kind for actor in scene.actors) for scene in rings)
+    scenes = [*behind, *rings]
+    for scene, frames in zip(scenes, written(scenes, tmp_path, 64)):
+        assert score(read_clip(frames, 8), Asked.everything(scene))["all"], scene
 
 
 @pytest.mark.parametrize("side", [64, 128])

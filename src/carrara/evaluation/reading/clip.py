@@ -25,6 +25,7 @@ from carrara.evaluation.reading.stage import Stage, read_stage
 from carrara.evaluation.reading.tracks import Floats, Track, polar, read_motion, turning
 
 ALIKE = 0.6  # soft intersection over union with the best silhouette, below which a mask is no known shape
+RINGED = 0.5  # the same for what is hollow: a thin ring of few pixels fits badly, but nothing else has such a hole
 HOLLOW = 0.7  # of a round actor's middle that is its own, below which it is a ring (the pond's balls at 64: 0.99)
 BETWEEN = math.sqrt(SIZES["small"] * SIZES["large"]) / 2  # radius that parts small from large
 LARGEST = 1.6 * SIZES["large"] / 2  # radius of an actor that is too large to be either (one that does not grow)
@@ -123,10 +124,11 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     weight = np.where(views.whole, views.areas, 0)  # larger is clearer
     support = {name: float(np.average(fit[:, names == name].max(axis=1), weights=weight)) for name in SHAPES}
     name = max(support, key=lambda option: support[option])
-    if name == "ball" and filled(views.masks, weight) < HOLLOW:
-        name = "ring"  # its hole is small and blurred, but nothing else has one
+    hollow = name in ("ball", "ring") and filled(views.masks, weight) < HOLLOW
+    if hollow:
+        name = "ring"  # the hole of a small ball-like thing is blurred, but nothing else has one
     track, motion = read_track(stage, views, np.where(names == name, fit, -1).argmax(axis=1), times, spin)
-    known = support[name] >= ALIKE
+    known = support[name] >= (RINGED if hollow else ALIKE)
     area = nowhere.copy()
     area[views.seen] = views.areas / stage.unit**2
     return ActorReading(

@@ -8,7 +8,7 @@ and frames in which they touch count for neither.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,12 +187,13 @@ def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], 
     for t, regions in enumerate(found):
         parts = [np.zeros(alpha.shape[1:], bool), np.zeros(alpha.shape[1:], bool)]
         touching, mixed = False, []
-        for region in regions:
-            far = distances(stage.lab[t][region])[:, list(names)]
-            sure = (far.min(axis=1) < 14) & (np.abs(far[:, 0] - far[:, 1]) > 12)
-            which = far.argmin(axis=1)
-            share = np.bincount(which[sure], minlength=2) / max(1, sure.sum())
-            alone = share.max() > DIVIDE and not (share.min() > 0 and side_by_side(stage.lab[t], region, stage.unit))
+        painted = [paint(stage.lab[t][region], names) for region in regions]
+        mostly = {int(share.argmax()) for _, _, share in painted if share.any()}
+        for region, (which, sure, share) in zip(regions, painted):
+            # An actor that another hides in part borders on it: of two regions that are apart, neither holds both.
+            apart = len(mostly) == 2
+            two = share.min() > 0 and side_by_side(stage.lab[t], region, stage.unit)
+            alone = (apart or share.max() > DIVIDE) and not two
             if alone or not sure.any():
                 parts[int(share.argmax())] |= region
                 if 0 < share.max() < PURE:
@@ -218,7 +219,26 @@ def by_colour(stage: Stage, alpha: Array, found: list[list[NDArray[np.bool_]]], 
                 part = labels == 1 + int(np.bincount(labels.reshape(-1))[1:].argmax())
             enough = part.sum() >= 0.5 * SMALLEST * stage.unit**2
             track.append(sight(stage, alpha, t, part, not touching) if enough else None)
-    return tracks
+    return [beside_hidden(tracks[0], tracks[1]), beside_hidden(tracks[1], tracks[0])]
+
+
+def paint(lab: Array, names: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Which of two colours each pixel of `m 3` is nearer to, for which of them that is sure, and either's share of
+    these."""
+    far = distances(lab)[:, list(names)]
+    which = far.argmin(axis=1)
+    sure = (far.min(axis=1) < 14) & (np.abs(far[:, 0] - far[:, 1]) > 12)
+    return which, sure, np.bincount(which[sure], minlength=2) / max(1, sure.sum())
+
+
+def beside_hidden(track: Sights, other: Sights) -> Sights:
+    """A track whose masks are not taken for whole while the other actor is hidden: edges of it may be in them.
+
+    Hidden is what is not seen between frames that show it; what has left, or has not come yet, is elsewhere.
+    """
+    shown = [t for t, s in enumerate(other) if s is not None]
+    hidden = set(range(shown[0], shown[-1])) - set(shown) if shown else set()
+    return [replace(s, whole=False) if s is not None and t in hidden else s for t, s in enumerate(track)]
 
 
 def by_place(seen: list[list[Sight]]) -> list[Sights]:
