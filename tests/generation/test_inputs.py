@@ -85,6 +85,30 @@ def test_an_opaque_alpha_channel_and_grey_are_plain(tmp_path):
     assert torch.equal(read_picture(tmp_path / "b.png", "image").frames[0], pixels[..., :1].expand(-1, -1, 3))
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [("x.mov", "qtrle", "argb"), ("x.mkv", "ffv1", "yuva420p"), ("x.webm", "libvpx-vp9", "yuva420p")],
+)
+def test_videos_that_one_can_see_through_are_refused(tmp_path, name, codec, pixels):
+    """Also a WebM, whose decoder does not look at its alpha channel: only a tag says that it is there."""
+    import av
+
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
+        for _ in range(9):
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode(None))
+    for read in (
+        lambda: read_clip(path, "extend", 1, ""),
+        lambda: read_mask(path, Footage(ramp(16, 32)[None], None, "x")),
+    ):
+        with pytest.raises(ValueError, match=r"x\..*: has an alpha channel; put it on a background"):
+            read()
+
+
 def test_clips_that_are_too_short_say_what_to_do(tmp_path):
     clip = torch.stack([ramp(16, 32)] * 4)
     write_video(tmp_path / "x.gif", clip, 8)

@@ -197,10 +197,10 @@ def as_array(frames: Any) -> np.ndarray:
 def check_limits(path: Path, count: int, frame_bytes: int, max_frames: int, max_bytes: int) -> None:
     """Refuse a file that decodes to more frames or bytes than the reader wants to hold."""
     if count > max_frames:
-        raise ValueError(f"{path}: more than {max_frames} frames; cut it shorter or raise max_frames")
+        raise ValueError(f"{path}: more than {max_frames} frames; cut it shorter (or raise max_frames, from Python)")
     if count * frame_bytes > max_bytes:
         raise ValueError(
-            f"{path}: decodes to more than {max_bytes / 2**30:.1f} GiB; make it smaller or raise max_bytes"
+            f"{path}: decodes to more than {max_bytes / 2**30:.1f} GiB; make it smaller (or raise max_bytes)"
         )
 
 

@@ -102,6 +102,25 @@ def read(
     return np.stack(frames), fps, dict(record.metadata) if record else tags
 
 
+def is_see_through(path: Path) -> bool:
+    """Whether a video says that it has an alpha channel, which `read` drops; False for what is no readable video.
+
+    WebM keeps it beside the pictures, where the decoder does not look, and only a tag says so.
+    """
+    import av
+
+    try:
+        with av.open(str(path.absolute()), options=_LOCAL, metadata_errors="ignore") as container:
+            streams = container.streams.video
+            if not streams or streams[0].codec_context is None:
+                return False
+            pixels = streams[0].format
+            tagged = streams[0].metadata.get("alpha_mode") == "1"
+            return tagged or (pixels is not None and any(part.is_alpha for part in pixels.components))
+    except av.FFmpegError:
+        return False
+
+
 def matrix_of(frame: Any) -> int | None:
     """The file's own colour matrix; untagged files are BT.709 from 720 lines up and BT.601 below, as players assume."""
     if frame.colorspace != _UNSPECIFIED:

@@ -22,6 +22,7 @@ from carrara.generation.conditions import IN_MEMORY, Source
 
 _ASPECT = 0.02  # sides that differ by less than this are scaled a little differently, and nobody sees it
 _TOGETHER = 16  # frames that are resized at a time
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _WHITE = 128  # from which value on a mask is white
 
 
@@ -71,8 +72,7 @@ def read_clip(source: Source, role: str, least: int, why: str) -> Footage:
         clip = Footage(source, None, f"the clip of {role}")
     else:
         path = _there(source)
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"):
-            _check_opaque(path)
+        _check_opaque(path)
         frames, fps, _ = read_video(path)
         clip = Footage(frames, fps, str(path))
     if len(clip.frames) < least:
@@ -90,8 +90,7 @@ def read_mask(source: Source, clip: Footage) -> Tensor:
     else:
         path = _there(source)
         name = str(path)
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"):
-            _check_opaque(path)
+        _check_opaque(path)
         mask = read_video(path)[0].float().mean(-1) >= _WHITE
     count, height, width = clip.frames.shape[:3]
     if mask.shape[1:] != (height, width):
@@ -198,11 +197,20 @@ def _check_still(path: Path, role: str) -> None:
         ) from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture, or damaged ({error})") from None
-    _check_opaque(path)
+    _check_opaque_picture(path)
 
 
 def _check_opaque(path: Path) -> None:
     """Refuse transparency: what would show through is not in the file."""
+    if path.suffix.lower() in _PICTURES:
+        return _check_opaque_picture(path)
+    from carrara.core.mp4 import is_see_through
+
+    if is_see_through(path):
+        raise ValueError(f"{path}: has an alpha channel; put it on a background and save it without")
+
+
+def _check_opaque_picture(path: Path) -> None:
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
     try:
