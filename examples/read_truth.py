@@ -33,7 +33,6 @@ SETS = {
     "wall": Mix(two=0.0, wall=1.0, camera=0.0),
     "two actors": PAIRS,
     "two actors, related": RELATED,
-    "two actors, wall": Mix(two=1.0, relation=0.0, wall=1.0, camera=0.0),
 }
 
 
