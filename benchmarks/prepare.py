@@ -1,10 +1,11 @@
 """Preparing real files beside the least that any program must do: decode, resize, encode, with the same settings.
 
-    python benchmarks/prepare.py CLIPS [--files 12] [--workers 1]
+    python benchmarks/prepare.py CLIPS [--files 12] [--workers 1] [--rounds 3]
 
 The bare program decodes every frame and resizes and encodes those that the wanted rate shows, one file after the
 other, with PyAV alone: no cuts, no filters, no colour matrix, no checks, no shards. Both have one thread for each
-process. Floor: 0.8 of its rate, in source frames per second.
+process; with `--workers 0` both run in this process, and what every run has once (shards, the report with its pictures)
+is told apart from what every file costs. Floor: 0.8 of its rate, in source frames per second.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ def bare(job: tuple[str, str]) -> tuple[int, int]:
     return decoded, encoded
 
 
+def run_bare(jobs: list[tuple[str, str]], workers: int) -> list[tuple[int, int]]:
+    """The bare program on every file, in so many processes, or in this one."""
+    if not workers:
+        return [bare(job) for job in jobs]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(bare, jobs))
+
+
 @contextmanager
 def measured(rates: list[tuple[float, float]]) -> Iterator[list[int]]:
     """Appends frames per processor-second, of all processes that have ended meanwhile, and per second."""
@@ -79,6 +88,7 @@ def main() -> None:
         raise SystemExit(f"{options.clips}: no videos; name a folder of clips")
     chosen = found[:: max(1, len(found) // options.files)]
     rates: dict[str, list[tuple[float, float]]] = {"bare": [], "prepare": []}
+    files: list[float] = []  # frames per processor-second of this process, up to the end of the last file
     with tempfile.TemporaryDirectory() as place:
         source = Path(place, "in")
         source.mkdir()
@@ -86,12 +96,19 @@ def main() -> None:
             shutil.copy(path, source / path.name)
         jobs = [(str(path), str(Path(place, f"{path.name}.mp4"))) for path in sorted(source.iterdir())]
         for number in range(options.rounds):
-            with measured(rates["bare"]) as count, ProcessPoolExecutor(options.workers) as pool:
-                counts = list(pool.map(bare, jobs))
+            with measured(rates["bare"]) as count:
+                counts = run_bare(jobs, options.workers)
                 count.append(sum(decoded for decoded, _ in counts))
             with measured(rates["prepare"]) as count:
-                index = prepare(source, Path(place, f"out{number}"), workers=options.workers)
+                begin, ends = time.process_time(), [0.0]
+                index = prepare(
+                    source,
+                    Path(place, f"out{number}"),
+                    workers=options.workers,
+                    progress=lambda done, total, ends=ends: ends.append(time.process_time()),
+                )
                 count.append(sum(decoded for decoded, _ in counts))
+            files.append(count[0] / (ends[-1] - begin))
         kept = sum(shard["clips"] * shard["bucket"][0] for shard in index["shards"])
     decoded, encoded = (sum(count[side] for count in counts) for side in (0, 1))
     print(f"{len(jobs)} files, {decoded} frames decoded; encoded: {encoded} bare, {kept} in pieces that were kept")
@@ -100,6 +117,9 @@ def main() -> None:
         print(f"{name:<8} {wall:7.1f} source frames/s, {busy:7.1f} per processor-second")
     ratios = [middle["prepare"][clock] / middle["bare"][clock] for clock in (1, 0)]
     print(f"ratio    {ratios[0]:7.2f}                  {ratios[1]:7.2f}  (floor 0.8)")
+    if not options.workers:
+        each = sorted(files)[len(files) // 2] / middle["bare"][0]
+        print(f"without what is done once for a folder       {each:7.2f}")
 
 
 if __name__ == "__main__":

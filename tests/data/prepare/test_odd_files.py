@@ -138,7 +138,8 @@ def test_full_range_is_not_stretched_again(tmp_path):
     path = tmp_path / "in/a.mp4"
     write(path, grey, pix_fmt="yuvj420p")
     run(tmp_path)
-    assert abs(pixels(tmp_path)[:, 12:] - grey[:5, 12:].astype(int)).max() <= 5
+    # Stretched twice it would be off by 19; the file's own grey has colours of 127 instead of 128 in places.
+    assert abs(pixels(tmp_path)[:, 12:] - grey[:5, 12:].astype(int)).max() <= 6
 
 
 @pytest.mark.parametrize(

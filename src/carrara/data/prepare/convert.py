@@ -1,6 +1,7 @@
-"""Decoded frames as planes of a bucket's size in BT.709 limited range, and as small pictures for finding cuts.
+"""Decoded frames as pictures of a bucket's size in BT.709 limited range, and as small pictures for finding cuts.
 
-One pass of the scaler from the decoded frame to the piece: no RGB in between where the source is BT.709 already.
+One pass of the scaler in the source's own colours, then those of the small picture are converted; no RGB in between
+where the source has none.
 """
 
 from __future__ import annotations
@@ -11,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carrara.core.mp4 import matrix_of
+from carrara.data.prepare.colours import BT709, FULL, LIMITED, Colours, Plane, colours_of, convert
 from carrara.data.prepare.fitting import Fit
 from carrara.data.prepare.orientation import Orientation
 from carrara.data.prepare.settings import Settings
 from carrara.data.prepare.shots import Small
 
-Planes = NDArray[np.uint8]
-"""A frame as the encoder takes it: for 4:2:0 `h * 3/2, w` (Y, then U and V packed), for 4:4:4 `3 h w`."""
-
 SMALL = (64, 36)  # width and height of the pictures that are compared
-_BT709, _LIMITED = 1, 1  # ITU-T H.273; FFmpeg's code for the range
-_FULL = 2
+_PLAIN = Orientation()
 
 
 class Converter:
@@ -31,10 +29,10 @@ class Converter:
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self.format = f"yuv{settings.chroma}p"
-        self._half = 2 if settings.chroma == 420 else 1
+        self._parts = (1, 2, 2) if settings.chroma == 420 else (1, 1, 1)
         self._scaler, self._shrinker, self._sketcher = (VideoReformatter() for _ in range(3))
         self._fine, self._coarse = Interpolation.BICUBIC, Interpolation.AREA
-        # The scaler's fast arithmetic darkens by one to two levels where matrix or range change.
+        # The scaler's fast arithmetic darkens by one to two levels where it changes matrix or range.
         self._exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
     def small(self, frame: Any) -> Small:
@@ -45,77 +43,91 @@ class Converter:
             "yuv444p",
             interpolation=self._coarse,
             src_color_range=_range(frame),
-            dst_color_range=_LIMITED,
+            dst_color_range=LIMITED,
             threads=1,
         )
-        return np.stack(planes_of(tiny)).astype(np.int16)
+        return np.stack(planes_of(tiny), dtype=np.int16)
 
-    def planes(self, frame: Any, fit: Fit, turn: Orientation) -> Planes:
-        """The frame upright at its bucket's size."""
-        wide, high = fit.scaled
-        scaled = self._scaler.reformat(
-            frame,
-            high if turn.swap else wide,
-            wide if turn.swap else high,
-            self.format,
-            src_colorspace=matrix_of(frame),
-            dst_colorspace=_BT709,
-            src_color_range=_range(frame),
-            dst_color_range=_LIMITED,
-            interpolation=self._fine if _is_bt709(frame) else self._exact,
-            threads=1,
-        )
+    def picture(self, frame: Any, fit: Fit, turn: Orientation) -> Any:
+        """The frame upright at its bucket's size, as the encoder takes it: a tagged frame of `format`."""
+        own = colours_of(frame)
+        high, wide = fit.scaled if turn.swap else fit.scaled[::-1]
+        if own is None:
+            scaled = self._scaler.reformat(
+                frame,
+                wide,
+                high,
+                self.format,
+                src_colorspace=matrix_of(frame),
+                dst_colorspace=BT709,
+                src_color_range=_range(frame),
+                dst_color_range=LIMITED,
+                interpolation=self._exact,
+                threads=1,
+            )
+            own = Colours(BT709, False)
+        else:
+            kept = FULL if own.full else LIMITED
+            scaled = self._scaler.reformat(
+                frame,
+                wide,
+                high,
+                self.format,
+                src_colorspace=own.matrix,
+                dst_colorspace=own.matrix,
+                src_color_range=kept,
+                dst_color_range=kept,
+                interpolation=self._fine,
+                threads=1,
+            )
+        finished = self._finished(scaled, own, fit, turn, scaled is frame)
+        finished.colorspace, finished.color_range = BT709, LIMITED
+        return finished
+
+    def _finished(self, scaled: Any, own: Colours, fit: Fit, turn: Orientation, borrowed: bool) -> Any:
+        """Turned, cut to size, in the wanted colours; in place where it is of its size, and nobody else's."""
+        planes = planes_of(scaled)
+        if turn == _PLAIN and fit.size == fit.scaled and not borrowed:
+            if not own.wanted:
+                convert(own, planes, planes)
+            return scaled
+        import av
+
         width, height = fit.size
         cut = [
             turn(plane)[fit.top // part : (fit.top + height) // part, fit.left // part : (fit.left + width) // part]
-            for plane, part in zip(planes_of(scaled), (1, self._half, self._half))
+            for plane, part in zip(planes, self._parts)
         ]
-        packed = np.concatenate([plane.reshape(-1) for plane in cut])
-        return packed.reshape((3, height, width) if self._half == 1 else (height * 3 // 2, width))
+        finished = av.VideoFrame(width, height, self.format)
+        convert(own, cut, planes_of(finished))
+        return finished
 
-    def frame(self, planes: Planes) -> Any:
-        """The planes as a frame again, tagged."""
-        import av
-
-        frame = av.VideoFrame.from_ndarray(planes, format=self.format)
-        frame.colorspace, frame.color_range = _BT709, _LIMITED
-        return frame
-
-    def pixels(self, planes: Planes, height: int) -> NDArray[np.uint8]:
-        """The planes as a small sRGB picture `h w 3`, so many pixels high."""
-        frame = self.frame(planes)
+    def pixels(self, picture: Any, height: int) -> NDArray[np.uint8]:
+        """A finished picture in sRGB `h w 3`, so many pixels high."""
         rgb = self._sketcher.reformat(
-            frame,
-            max(1, round(frame.width * height / frame.height)),
+            picture,
+            max(1, round(picture.width * height / picture.height)),
             height,
             "rgb24",
-            dst_color_range=_FULL,
+            dst_color_range=FULL,
             interpolation=self._coarse,
             threads=1,
         )
         return np.asarray(rgb.to_ndarray(), np.uint8)
 
-    def luma(self, planes: Planes) -> NDArray[np.uint8]:
-        """Brightness `h w` in limited range."""
-        return planes[0] if self._half == 1 else planes[: planes.shape[0] * 2 // 3]
+
+def luma_of(picture: Any) -> Plane:
+    """Brightness `h w` of a finished picture, in limited range, without a copy."""
+    return planes_of(picture)[0]
 
 
-def planes_of(frame: Any) -> list[NDArray[np.uint8]]:
+def planes_of(frame: Any) -> list[Plane]:
     """The planes of a planar 8-bit frame, `h w` each, without a copy."""
     rows = []
     for plane in frame.planes:
         lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
         rows.append(lines[: plane.height, : plane.width])
     return rows
-
-
-def _is_bt709(frame: Any) -> bool:
-    """Whether its planes need no other colours."""
-    return (
-        frame.format.name == "yuv420p"
-        and (matrix_of(frame) or frame.colorspace) == _BT709
-        and frame.color_range < _FULL
-    )
 
 
 def _range(frame: Any) -> int | None:

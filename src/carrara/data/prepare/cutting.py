@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from carrara.data.prepare.convert import Converter, Planes
+from carrara.data.prepare.convert import Converter
 from carrara.data.prepare.decode import Shown
 from carrara.data.prepare.fitting import Fit, fit
 from carrara.data.prepare.orientation import orientation
@@ -25,11 +26,11 @@ _BRIGHT = 0.02  # share of a black frame's places that need not be black
 
 @dataclass(frozen=True)
 class Tick:
-    """A frame of the steady rate. number: which source frame it shows."""
+    """A frame of the steady rate. number: which source frame it shows; picture: finished."""
 
     time: float
     number: int
-    planes: Planes
+    picture: Any
     small: Small
 
 
@@ -107,9 +108,9 @@ def _sample(shown: Iterable[Shown], settings: Settings, converter: Converter, se
         assert origin is not None
         made: list[Tick] = []
         if count:
-            planes = converter.planes(held.frame, seen.fit, turn)
+            picture = converter.picture(held.frame, seen.fit, turn)
             times = [origin + (ticks + index) / settings.fps for index in range(count)]
-            made = [Tick(time, seen.frames, planes, small) for time in times]
+            made = [Tick(time, seen.frames, picture, small) for time in times]
             ticks += count
         return _Sampled(small, fresh, seen.fit.size, made)
 

@@ -100,7 +100,7 @@ def _in_time(container: Any, stream: Any, lost: Lost) -> Iterator[Shown]:
         if frame is None or frame.is_corrupt:
             broken_from = _after(last, step) if broken_from is None else broken_from
             continue
-        stamp = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
+        stamp = frame.time
         if offset is None:
             offset = stamp or 0.0
         time = _after(last, step) if stamp is None else stamp - offset

@@ -10,6 +10,7 @@ The folder appears under its name only when it is whole, so a process may be kil
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import os
 import shutil
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from carrara.core.config import write_json
 from carrara.core.types import VideoShape
-from carrara.data.prepare.convert import Converter
+from carrara.data.prepare.convert import Converter, luma_of
 from carrara.data.prepare.cutting import Seen, Stretch, is_black, stretches
 from carrara.data.prepare.decode import Shown, decode, pictures_in_time
 from carrara.data.prepare.encode import encode
@@ -54,6 +55,7 @@ def prepare_item(source: Path, work: Path, item: Item, settings: Settings, alive
         finish(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        gc.collect(1)  # decoders are in cycles, and hold frames of which the collector does not know
 
 
 def finish(partial: Path, final: Path) -> None:
@@ -139,10 +141,10 @@ class _Preparing:
 
     def _keep(self, stretch: Stretch) -> None:
         path = self.folder / f"{len(self.pieces):03d}.mp4"
-        frames = [tick.planes for tick in stretch.ticks]
-        encode(path, frames, stretch.size, self.settings.fps, self.converter)
+        frames = [tick.picture for tick in stretch.ticks]
+        encode(path, frames, self.settings.fps)
         shape = VideoShape(len(frames), stretch.size[1], stretch.size[0])
-        thumbs = thumbs_of([self.converter.luma(planes) for planes in frames])
+        thumbs = thumbs_of([luma_of(frame) for frame in frames])
         self._add(path, shape, stretch.start, stretch.end, thumbs)
 
     def _add(self, path: Path, shape: VideoShape, start: float, end: float, thumbs: NDArray[np.uint8]) -> None:
@@ -163,8 +165,8 @@ class _Preparing:
         ticks = stretch.ticks
         self._record(stretch.reason, stretch.sentence, stretch.start, stretch.end)
         if self.shown[stretch.reason] <= _SHOWN:
-            chosen = [ticks[index].planes for index in np.linspace(0, len(ticks) - 1, 4).round().astype(int)]
-            self._draw([self.converter.pixels(planes, STRIP) for planes in chosen])
+            chosen = [ticks[index].picture for index in np.linspace(0, len(ticks) - 1, 4).round().astype(int)]
+            self._draw([self.converter.pixels(picture, STRIP) for picture in chosen])
 
     def _record(self, reason: str, sentence: str, start: float | None = None, end: float | None = None) -> None:
         start, end = (None if time is None else round(time, 6) for time in (start, end))

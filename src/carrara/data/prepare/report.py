@@ -13,7 +13,7 @@ import numpy as np
 
 from carrara.data.prepare.plan import Clip, Plan
 from carrara.data.prepare.reasons import REASONS
-from carrara.data.prepare.sheets import frames_of, jpeg, strip
+from carrara.data.prepare.sheets import STRIP, frames_of, jpeg, strip
 
 KEPT_SHOWN, DROPPED_SHOWN, LISTED = 36, 6, 40  # clips with pictures; of each reason with pictures, and in words
 
@@ -63,7 +63,7 @@ def draw_pictures(plan: Plan, folder: Path) -> None:
         if path.is_file():
             continue
         if "piece" in row:  # a duplicate beside what it repeats
-            pair = [strip(frames_of(file, 2)) for file in (clips[row["duplicate_of"]].file, Path(row["piece"]))]
+            pair = [strip(frames_of(file, 2, STRIP)) for file in (clips[row["duplicate_of"]].file, Path(row["piece"]))]
             gap = np.full((pair[0].shape[0], 12, 3), 255, np.uint8)
             _save(path, jpeg(np.concatenate([pair[0], gap, pair[1]], axis=1)))
         else:
@@ -72,7 +72,7 @@ def draw_pictures(plan: Plan, folder: Path) -> None:
 
 def jpeg_of(piece: Path) -> bytes:
     """A strip of a piece."""
-    return jpeg(strip(frames_of(piece, 4)))
+    return jpeg(strip(frames_of(piece, 4, STRIP)))
 
 
 def write_page(plan: Plan, rows: Sequence[Mapping[str, Any]], index: Mapping[str, Any], pictures: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +42,14 @@ def save_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(jpeg(image))
 
 
-def frames_of(path: Path, count: int) -> list[NDArray[np.uint8]]:
-    """Some frames of a piece, evenly spread, `h w 3`; of a picture the one there is.
+def frames_of(path: Path, count: int, height: int | None = None) -> list[NDArray[np.uint8]]:
+    """Some frames of a piece, evenly spread, `h w 3`; of a picture the one there is, as it is.
 
-    Raises ValueError for a file that is not there or not whole.
+    height: pixels of what is returned, as the piece is if not given. Raises ValueError for a file that is not there or
+    not whole.
     """
     import av
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import Interpolation, VideoReformatter
     from PIL import Image
 
     try:
@@ -59,12 +61,9 @@ def frames_of(path: Path, count: int) -> list[NDArray[np.uint8]]:
             decoded = list(container.decode(video=0))
     except (OSError, av.FFmpegError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    reformatter = VideoReformatter()
+    reformatter, high = VideoReformatter(), height or decoded[0].height
+    wide = max(1, round(decoded[0].width * high / decoded[0].height))
     chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).round().astype(int)
-    return [
-        np.asarray(
-            reformatter.reformat(decoded[index], format="rgb24", dst_color_range=_FULL, threads=1).to_ndarray(),
-            np.uint8,
-        )
-        for index in chosen
-    ]
+    how: dict[str, Any] = {"interpolation": Interpolation.AREA, "dst_color_range": _FULL, "threads": 1}
+    shown = [reformatter.reformat(decoded[index], wide, high, "rgb24", **how) for index in chosen]
+    return [np.asarray(frame.to_ndarray(), np.uint8) for frame in shown]
