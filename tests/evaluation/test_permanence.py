@@ -166,6 +166,12 @@ def test_the_section_tells_truth_from_its_controls(twins):
     assert dict(first.rows)["permanent"][0].value == 1
     assert dict(first.rows)["permanent"][1].value == 0
     assert "goes behind" in dict(first.rows)
+    by_length = made.tables[2]
+    assert by_length.title == "By length of occlusion (truth)"
+    lengths = [cell for cell in dict(by_length.rows)["permanent"] if cell is not None]
+    assert len(lengths) > 1
+    assert sum(cell.count for cell in lengths) == 18
+    assert all(cell.value == 1 for cell in lengths)
     assert made.plain() == section(results).plain()
     assert len(made.pictures) == 19
     assert made.data["not reported"] == []
