@@ -98,6 +98,21 @@ def clip_of(frames: int) -> torch.Tensor:
     return torch.zeros(frames, 1, 1, 3, dtype=torch.uint8)
 
 
+@given(st.integers(2, 8).map(lambda k: 1 + STEP * k), st.integers(5, 40), st.integers(1, 60), st.booleans())
+def test_a_short_extension_takes_more_context_rather_than_being_short(window, given_frames, made, loop):
+    length = Length(None, float(made), 1.0, window, window, 1.0)
+    conditions = Conditions(extend="a", loop=loop)
+    timeline, _, _ = lay_out(conditions, length, Material(clip=clip_of(given_frames)))
+    first, context = timeline.windows[0], context_of(window, STEP)
+    assert first.fresh == given_frames
+    assert first.prefix <= given_frames
+    assert first.prefix % STEP == 1
+    assert loop or first.prefix >= min(context, 1 + (given_frames - 1) // STEP * STEP)
+    if len(timeline.windows) == 1 and not loop:
+        assert first.frames == window or first.prefix + STEP > given_frames or first.frames + STEP > window
+    assert timeline.longest <= window
+
+
 @given(
     st.integers(2, 8).map(lambda k: 1 + STEP * k),
     st.sampled_from(["between", "loop", "loop of a clip"]),
