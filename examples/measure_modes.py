@@ -80,9 +80,10 @@ def run(
                     with torch.autocast(system.device.type, torch.bfloat16, enabled=half):
                         made[label] = answer()
                     measured[key] = {n: _plain(value) for n, value in measure(task, made[label]).items()}
+            if made:
+                write_json(kept, past)
             if place < sheets and made:
                 _picture(made, folder / f"{name.replace(' ', '-').replace(',', '')}-{place + 1}.png")
-        write_json(kept, past)
         print(f"{place + 1} of {cases}: {case.prompt}", flush=True)
     return found
 
