@@ -17,6 +17,9 @@ from carrara.evaluation.distribution import judged
 from carrara.evaluation.distribution.frechet import frechet_distance, frechet_distance_estimate
 from carrara.evaluation.distribution.fvd import load_extractor, load_i3d, read_state_dict
 from carrara.evaluation.distribution.i3d import I3D, TABLE
+from carrara.evaluation.prompts import draw_prompts
+from carrara.evaluation.subject import Subject
+from carrara.evaluation.suite import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +193,24 @@ def test_a_network_by_path_is_asked_from_the_command_line(videomae, tmp_path, ca
         assert run([*where, "-o", str(tmp_path / "not"), *options]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "not").exists()
+
+
+def test_a_model_is_measured_on_it_beside_ceilings_and_controls(videomae, tmp_path):
+    shape = VideoShape(5, 32, 32)
+    scenes = {prompt.seed: prompt.scene for prompt in draw_prompts(20, 1000)}
+
+    def make(prompts, seeds, paths):
+        for video, path in zip(render([scenes[seed] for seed in seeds], shape).video, paths):
+            write_video(path, video, 8, overwrite=True)
+
+    subject = Subject(shape, 8.0, make)
+    (made,) = evaluate(subject, tmp_path, only=("fvd",), seed=1000, fvd=videomae, progress=False)
+    distances = made.data["distances"]
+    assert set(distances) == {"model", "truth", "frozen", "shuffled"}
+    assert distances["model"] == distances["truth"]  # the model shows the truth
+    assert made.data["about"]["reference prompts' seed"] == 1001
+    assert made.data["about"]["clips"] == 20
+    with pytest.raises(ValueError, match="give I3D's weights"):
+        evaluate(subject, tmp_path / "without", only=("fvd",), seed=1000, progress=False)
+    with pytest.raises(ValueError, match="10 prompts: it needs at least 20"):
+        evaluate(subject, tmp_path / "few", only=("fvd",), prompts=10, seed=1000, fvd=videomae, progress=False)
