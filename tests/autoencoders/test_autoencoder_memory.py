@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from torch.profiler import ProfilerActivity, profile
+from tests.allocations import peak
 
 from carrara.autoencoders.causal import conv3d
 from carrara.autoencoders.video import VideoAutoencoder
@@ -23,17 +21,6 @@ SECOND = VideoAutoencoderConfig(
     base_dim=16, decoder_base_dim=16, latent_channels=4, num_res_blocks=1, residual=True, patch=2
 )
 CONFIGS = pytest.mark.parametrize("config", [FIRST, SECOND], ids=["2.1", "2.2"])
-
-
-def peak(run: Callable[[], object], folder: Path) -> int:
-    """Bytes of tensors at the worst moment of a run, above what was there before it, by torch's own allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    profiled.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    found = sorted((event["ts"], event["args"]) for event in events if event["name"] == "[memory]")
-    totals = [arguments["Total Allocated"] for _, arguments in found]
-    return max(totals) - (totals[0] - found[0][1]["Bytes"])
 
 
 def clip(config: VideoAutoencoderConfig, frames: int) -> torch.Tensor:

@@ -9,8 +9,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.allocations import peak
 from tests.conftest import random_system
 
+from carrara.autoencoders import causal
+from carrara.autoencoders.video import VideoAutoencoder
+from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.types import VideoShape
 from carrara.generation import memory
 from carrara.generation.memory import held_weights, plan_memory
@@ -87,8 +91,26 @@ def test_offloading_moves_weights_from_what_is_held_to_a_few_blocks():
     assert after.denoising > before.denoising
 
 
-def test_attention_works_in_the_pieces_that_are_planned_with():
+def test_attention_and_norms_work_in_the_pieces_that_are_planned_with():
     assert memory._PIECE == PIECE
+    assert memory._CACHED == causal.PIECE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [VideoShape(9, 128, 128), VideoShape(9, 192, 256)], ids=["few chunks", "many"])
+def test_what_decoding_is_said_to_allocate_is_what_it_does(dtype, residual, shape, tmp_path):
+    """By torch's own allocator, so without what the C library holds back."""
+    config = VideoAutoencoderConfig(8, latent_channels=4, residual=residual, patch=2 if residual else 1)
+    system, latent = random_system(), shape.latent(config.stride)
+    system.autoencoder = VideoAutoencoder(config).to(dtype)
+    sides = latent.frames, latent.height, latent.width
+    latents = torch.randn(1, 4, *sides, generator=torch.Generator().manual_seed(0))
+    taken = peak(lambda: [None for _ in system.decode_chunks(latents)], tmp_path)
+    encoder = memory._ENCODER * shape.height * shape.width
+    said = (memory._decoding(system, shape) - encoder) / memory._HELD_BACK
+    print(f"said {said / 2**20:.2f} MiB, allocated {taken / 2**20:.2f}: {said / taken:.2f}")
+    assert 0.9 * taken < said < 1.3 * taken  # of the smallest, what counts is how frames become bytes
 
 
 @pytest.mark.parametrize("frames", [5, 9, 33])

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from carrara.core.progress import progress_bar
+from carrara.generation.memory import give_back
 from carrara.generation.passes import Frame
 from carrara.generation.timeline import Timeline, Window, context_of
 from carrara.systems.latent import LatentVideo, State
@@ -118,6 +119,7 @@ class _Making:
 
     def decoded(self, latents: Tensor, at: int) -> Iterator[Tensor]:
         """Latents as finished frames of the timeline, from frame `at` on."""
+        give_back()  # what denoising left
         with progress_bar("decoding", self.progress) as show:
             for video, after in self.system.decode_more(latents, self.state):
                 self.state = after

@@ -7,6 +7,7 @@ pages of a mapped file, which the system takes back where memory is short.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
@@ -23,11 +24,10 @@ from carrara.systems.pixel_system import PixelSystem
 
 _FLOAT = 4  # bytes
 _PIECE = 1 << 19  # scores that attention makes at a time, as `nn/attention.py` has it
+_CACHED = 4 << 20  # bytes that a norm works on at a time, as `autoencoders/causal.py` has it
 _SHARE = 0.9  # of the free memory that may be planned with
-_BASE = 30 << 20  # kernels and buffers of the libraries and of the threads, and pieces too small to be given back
-_HELD_BACK = 1.4  # what decoding holds of the system's memory, over what is alive in it
-_HELD_BACK_DENOISING = 2.3  # the same of denoising, whose tensors are smaller and change their sizes more often
-_NATIVE = 20480  # a float32 convolution of at most b c t h so large runs in a kernel that unfolds its input
+_BASE = 54 << 20  # pages of the libraries' code that computing and encoding touch first
+_HELD_BACK = 1.25  # what the C library holds of the system's memory, over what is alive in it: 1.1 to 1.6, by chance
 _ENCODER = 90  # bytes a pixel: the frames that H.264 looks ahead at
 
 
@@ -55,6 +55,13 @@ class MemoryPlan:
     def peak(self) -> int:
         """Above the interpreter with its modules: what the system says a process holds at most, if memory is ample."""
         return self.allocated + self.mapped + self.beside_weights
+
+
+def give_back() -> None:
+    """What was freed goes back to the system, where the C library can (glibc): stages then do not add up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def available_memory() -> int:
@@ -167,21 +174,22 @@ def _reading(system: LatentVideo) -> int:
 
 
 def _denoising(system: LatentVideo, shape: VideoShape) -> int:
-    """One block of the transformer with its feed-forward's two widest tensors, or the attention's; pieces of scores;
-    what all blocks read of the prompts; the sampler's copies of the latents."""
+    """One block of the transformer at its worst: with the tokens as they were embedded, as the block was given them
+    and as they are, the two widest tensors of the feed-forward; or with queries, keys and values before and after their
+    norm. Pieces of scores; what all blocks read of the prompts; the sampler's copies of the latents."""
     config, size = system.denoiser.config, _compute_bytes(system)
     latent = shape.latent(system.stride)
     frames, rows, columns = latent.tokens(system.patch)
     tokens, text = frames * rows * columns, system.defaults.max_prompt_tokens + 1
     together = tokens <= TOGETHER
     tokens *= 2 if together else 1
-    feeding = (_FLOAT + size) * config.dim + 2 * size * config.ffn_dim
-    attending = (_FLOAT + 6 * size + 2 * _FLOAT) * config.dim
+    feeding = (3 * _FLOAT + 2 * size) * config.dim + 2 * size * config.ffn_dim
+    attending = (4 * _FLOAT + 6 * size) * config.dim
     scores = 3 * min(config.heads * tokens * max(tokens, text), _PIECE)
     text_keys = (4 if together else 2) * 2 * config.layers * text * config.dim * size
     copies = 12 * system.latent_channels * latent.frames * latent.height * latent.width
     alive = tokens * max(feeding, attending) + _FLOAT * (scores + copies)
-    return int(_HELD_BACK_DENOISING * alive) + text_keys + _offloaded(system)
+    return int(_HELD_BACK * alive) + text_keys + _offloaded(system)
 
 
 def _offloaded(system: LatentVideo) -> int:
@@ -200,15 +208,17 @@ def _compute_bytes(system: LatentVideo) -> int:
 
 def _decoding(system: LatentVideo, shape: VideoShape) -> int:
     """The decoder over its first chunk or a later one, what its layers keep of the past, and the frames it makes."""
-    size = next(system.autoencoder.parameters()).dtype.itemsize
     latent = shape.latent(system.stride)
     most = chunk_frames(latent.height, latent.width)
-    first, later = min(latent.frames, most), min(latent.frames - most, most)
-    kept = size * _kept(system, latent.height * latent.width)
-    alive = _chunk(system, size, latent, first, True) + kept
-    if later > 0:
-        alive = max(alive, _chunk(system, size, latent, later, False) + 2 * kept)  # what was left, and what is being
-    return int(_HELD_BACK * alive) + _ENCODER * shape.height * shape.width
+    alive = _chunk(system, latent, min(latent.frames, most), True)
+    if latent.frames > most:
+        alive = max(alive, _chunk(system, latent, min(latent.frames - most, most), False))
+    kept = _vae_bytes(system) * _kept(system, latent.height * latent.width)
+    return int(_HELD_BACK * (alive + kept)) + _ENCODER * shape.height * shape.width
+
+
+def _vae_bytes(system: LatentVideo) -> int:
+    return next(system.autoencoder.parameters()).dtype.itemsize
 
 
 def _kept(system: LatentVideo, area: int) -> int:
@@ -223,26 +233,30 @@ def _kept(system: LatentVideo, area: int) -> int:
     return 2 * (values + config.decoder_dims[-1] * area)
 
 
-def _chunk(system: LatentVideo, size: int, latent: LatentShape, frames: int, first: bool) -> int:
-    """Bytes at the worst convolution over so many latent frames, and of the frames that they become.
+def _chunk(system: LatentVideo, latent: LatentShape, frames: int, first: bool) -> int:
+    """Bytes at the worst moment of so many latent frames, beside what is kept.
 
-    In a block's second convolution six tensors are alive: what the block was given, what goes in, the same normed,
-    with the past before it, the same in the kernel's layout (or unfolded), and what comes out.
+    Within the decoder that is where a convolution's input is put together: what the block was given is alive, what is
+    normed, the same with two frames of the past before it (zeros of their own in a first chunk), and two pieces on
+    which the norm works. The last chunk's frames are then still with whoever writes them. Or it is behind the decoder,
+    where frames become bytes.
     """
-    config = system.autoencoder.config
-    area, rows, worst = latent.height * latent.width, latent.height, 0
+    config, size = system.autoencoder.config, _vae_bytes(system)
+    area, worst, past = latent.height * latent.width, 0, 4 if first else 2
     for level, (enter, width) in enumerate(_levels(system)):
-        joined = frames + 2
-        native = size == _FLOAT and width * joined * rows <= _NATIVE
-        second = 27 * frames if native else joined
-        entering = enter * (2 * frames + joined + second) + width * frames
-        inside = width * (4 * frames + joined + second)
-        worst = max(worst, area * max(entering, inside))
-        if level < len(config.temporal_upsample):
+        last = level == len(config.temporal_upsample)
+        around = enter * frames if config.residual and not last else 0  # for the shortcut
+        entering = max(enter * (2 * frames + past), enter * frames + width * (2 * frames + past))
+        inside = width * (3 * frames + past)
+        frame = size * max(enter, width) * area
+        pieces = 2 * frame * min(frames, max(1, _CACHED // frame))
+        worst = max(worst, size * area * (around + max(entering, inside)) + pieces)
+        if not last:
             if config.temporal_upsample[level]:
                 frames = 2 * frames - 1 if first else 2 * frames
-            area, rows = area * 4, rows * 2
-    return size * worst + 4 * _FLOAT * 3 * frames * area * config.patch**2
+            area *= 4
+    made = _FLOAT * 3 * frames * area * config.patch**2
+    return max(worst + (0 if first else made), 13 * made // 4)
 
 
 def _levels(system: LatentVideo) -> list[tuple[int, int]]:
