@@ -20,7 +20,9 @@ from carrara.generation.manifest import Manifest, read_manifest
 from carrara.generation.passes import encoded
 from carrara.generation.request import Request
 from carrara.generation.run import GenerationError, Model, load
+from carrara.systems.kinds import T2V_1_3B, T2V_A14B, TI2V_5B
 from carrara.systems.latent import LatentVideo
+from carrara.systems.parts import defaults_of
 from carrara.systems.phases import to_bytes
 
 PROMPT = "a red ball bounces on the grass"
@@ -326,6 +328,40 @@ def test_models_that_know_one_level_only_keep_what_is_known_too(spied, by):
     assert not torch.equal(held.frames, other.frames)
     with pytest.raises(ValueError, match="later frames need hold"):
         spied.plan(Request(PROMPT, conditions=Conditions(last=picture, known_by=by)))
+
+
+def test_what_a_model_was_not_trained_for_is_refused(model, monkeypatch):
+    defaults, picture, clip = model.system.defaults, film(1, 3)[0], film(9, 3)
+    asked = {
+        "image": Request(PROMPT, conditions=Conditions(image=picture)),
+        "mask": Request(PROMPT, conditions=Conditions(edit=clip, mask=bars(9))),
+        "windows": Request(PROMPT, seconds=4.0),
+        "last": Request(PROMPT, conditions=Conditions(last=picture)),
+        "before": Request(PROMPT, conditions=Conditions(extend=clip, before=True)),
+        "loop": Request(PROMPT, conditions=Conditions(loop=True)),
+        "between": Request(PROMPT, conditions=Conditions(between=(clip, clip))),
+        "interpolate": Request(PROMPT, conditions=Conditions(interpolate=clip)),
+    }
+    free = (Request(PROMPT), Request(PROMPT, conditions=Conditions(edit=clip)))
+    monkeypatch.setattr(model.system, "defaults", replace(defaults, knows=("levels",)))
+    for name, request in asked.items():
+        if name in ("image", "mask", "windows"):
+            model.plan(request)
+        else:
+            with pytest.raises(ValueError, match=f"{name}: tells a frame behind the beginning, which this model"):
+                model.plan(request)
+    monkeypatch.setattr(model.system, "defaults", replace(defaults, knows=()))
+    for name in ("image", "mask", "windows"):
+        with pytest.raises(ValueError, match=r"not trained to keep what is given.*known_by=guide"):
+            model.plan(asked[name])
+        model.plan(replace(asked[name], conditions=replace(asked[name].conditions, known_by="guide")))
+    for request in free:
+        model.plan(request)
+
+
+@pytest.mark.parametrize(("kind", "knows"), [(T2V_1_3B, ()), (T2V_A14B, ()), (TI2V_5B, ("levels",))])
+def test_released_models_know_what_they_were_trained_for(kind, knows):
+    assert defaults_of(kind, kind.shift, "unipc", "wan").knows == knows
 
 
 @pytest.mark.parametrize("given", ["image", "edit"])

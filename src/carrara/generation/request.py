@@ -169,8 +169,8 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)
     if reads_image(system):
         _check_images(timeline, conditions, system)
-    elif tokens and conditions.known_by not in (None, "hold"):
-        raise ValueError(f"known_by={conditions.known_by}: keeps a beginning or a region; later frames need hold")
+    else:
+        _check_known(timeline, conditions, system, bool(tokens))
     longest = VideoShape(timeline.longest, shape.height, shape.width)
     check_memory(system, replace(longest, frames=longest.frames + tokens * system.stride.time), available)
     return Plan(
@@ -189,6 +189,22 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
         length.pass_frames(int(conditions.loop)),
         request.prompt_at,
     )
+
+
+def _check_known(timeline: Timeline, conditions: Conditions, system: LatentVideo, later: bool) -> None:
+    """Refuse what the model was not trained to be told. later: whether frames behind a beginning are told."""
+    by, knows = conditions.known_by or "hold", system.defaults.knows
+    if later and by != "hold":
+        raise ValueError(f"known_by={by}: keeps a beginning or a region; later frames need hold")
+    if later and "keyframes" not in knows:
+        said = next(name for name in ("last", "loop", "between", "before", "interpolate") if name in conditions.said())
+        raise ValueError(f"{said}: tells a frame behind the beginning, which this model was not trained for")
+    kept = timeline.hole is not None or any(window.prefix for window in timeline.windows)
+    if kept and by == "hold" and "levels" not in knows:
+        raise ValueError(
+            "this model was not trained to keep what is given, nor where windows meet: known_by=guide or "
+            "known_by=replace keeps it, less well"
+        )
 
 
 def _check_images(timeline: Timeline, conditions: Conditions, system: LatentVideo) -> None:

@@ -88,7 +88,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model makes when the user does not say: its native clip and the sampling it was chosen with."""
+    """What a model makes when the user does not say: its native clip and the sampling it was chosen with.
+
+    knows: what it was trained to be told beside the prompt, "levels" of single positions and "keyframes".
+    """
 
     frames: int = 81
     height: int = 480
@@ -97,6 +100,7 @@ class Defaults:
     sampling: Sampling = field(default_factory=Sampling)
     negative: str = ""
     max_prompt_tokens: int = 512
+    knows: tuple[str, ...] = ("levels", "keyframes")
 
     @property
     def steps(self) -> int:

@@ -201,4 +201,5 @@ class ModelFolder:
 def defaults_of(kind: ModelKind, shift: float, sampler: str, grid: str) -> Defaults:
     """What a foreign model makes unasked: what its kind was released with, on the grid that its folder asks for."""
     sampling = Sampling(kind.steps, kind.guidance, sampler, shift, grid, low_guidance=kind.low_guidance)
-    return Defaults(kind.frames, kind.height, kind.width, kind.fps, sampling, kind.negative)
+    knows = ("levels",) if kind.expand_timesteps else ()
+    return Defaults(kind.frames, kind.height, kind.width, kind.fps, sampling, kind.negative, knows=knows)
