@@ -50,6 +50,11 @@ class FieldMix:
             raise ValueError(f"the shares of fields {self.shares} add up to {sum(self.shares):g}; expected 1")
 
     @property
+    def longest_prefix(self) -> int | None:
+        """Latent frames of a known beginning at most; None: all but one."""
+        return None
+
+    @property
     def shares(self) -> tuple[float, float, float, float, float]:
         return self.equal, self.prefix, self.keyframe, self.independent, self.region
 
@@ -64,6 +69,14 @@ class FieldMix:
         return (
             replace(self, **{name: share / total for name, share in zip(SHARES, kept)}) if total else self.only(EQUAL)
         )
+
+
+class FirstFrame(FieldMix):
+    """Where a beginning is known, it is the first latent frame alone."""
+
+    @property
+    def longest_prefix(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,28 @@ class TimeDraw:
             raise ValueError(f"uniform={self.uniform}: expected a share in [0, 1]; 0.3 is usual")
         if self.std <= 0:
             raise ValueError(f"std={self.std}: expected a positive number; 1 is usual")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which times are drawn."""
+        return 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class TimesBetween(TimeDraw):
+    """Times at least `least` and below `most`, each component as it would be drawn there."""
+
+    least: float = 0.0
+    most: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.least < self.most <= 1:
+            raise ValueError(f"times from {self.least} to {self.most}: expected 0 <= least < most <= 1")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.least, self.most
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +147,21 @@ def draw_times(n: int, generator: Generator, draw: TimeDraw | None = None) -> Te
     shares and each component are stratified.
     """
     draw = draw or TimeDraw()
+    low, high = draw.bounds
     u, share = _strata(n, generator), 1 - draw.uniform
-    normal = torch.special.ndtri((u / max(share, 1e-12)).clamp(1e-9, 1 - 1e-9))
-    uniform = (u - share) / max(draw.uniform, 1e-12)
+    below, above = (_logit_normal_share(bound, draw) for bound in draw.bounds)
+    quantiles = below + (above - below) * (u / max(share, 1e-12))
+    normal = torch.special.ndtri(quantiles.clamp(1e-9, 1 - 1e-9))
+    uniform = low + (high - low) * (u - share) / max(draw.uniform, 1e-12)
     times = torch.where(u < share, torch.sigmoid(draw.mean + draw.std * normal), uniform)
-    return times.clamp(1e-6, 1 - 1e-6).float()
+    return times.clamp(max(low, 1e-6), high - 1e-6).float()
+
+
+def _logit_normal_share(time: float, draw: TimeDraw) -> float:
+    """How much of the logit-normal component lies below a time."""
+    if not 0 < time < 1:
+        return float(time >= 1)
+    return 0.5 * math.erfc((draw.mean - math.log(time / (1 - time))) / (draw.std * math.sqrt(2)))
 
 
 def draw_step(mix: FieldMix, generator: Generator) -> FieldMix:
@@ -148,10 +193,10 @@ def draw_field(
 ) -> Field:
     """Noise levels, loss weights and what is known, for clips of so many latent frames.
 
-    A known prefix has 1 to frames - 1 latent frames. `count` keyframes are chosen of `stored`, whose last is the clip's
-    last frame: that one in half of the draws at least, the others evenly. A region is a rectangle of the `tokens`
-    (rows, columns), or everything outside it. Single images (frames 1) have nothing known, and get equal levels
-    instead. Kinds are stratified over the batch.
+    A known prefix has 1 to frames - 1 latent frames, at most the mix's `longest_prefix`. `count` keyframes are
+    chosen of `stored`, whose last is the clip's last frame: that one in half of the draws at least, the others
+    evenly. A region is a rectangle of the `tokens` (rows, columns), or everything outside it. Single images (frames
+    1) have nothing known, and get equal levels instead. Kinds are stratified over the batch.
     """
     mix = mix or FieldMix()
     device = generator.device
@@ -166,7 +211,8 @@ def draw_field(
         kinds = torch.where(kinds == INDEPENDENT, kinds, EQUAL)
 
     begins = (kinds == PREFIX) | ((kinds == KEYFRAME) & (both < mix.keyframe_prefix))
-    known_frames = torch.where(begins, 1 + _index(lengths, frames - 1), 0)
+    longest = frames - 1 if mix.longest_prefix is None else min(mix.longest_prefix, frames - 1)
+    known_frames = torch.where(begins, 1 + _index(lengths, longest), 0)
     known = torch.arange(frames, device=device) < known_frames[:, None]
     given = (kinds == KEYFRAME) | (kinds == PREFIX) | (kinds == REGION)
     known_level = torch.where(given & (noisy < mix.noisy_known), small * mix.known_level, 0.0)

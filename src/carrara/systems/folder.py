@@ -88,9 +88,10 @@ def recognise(folder: Path) -> ModelFolder:
     )
 
 
-def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype) -> None:
+def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, expand_timesteps: bool = False) -> None:
     """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads.
 
+    expand_timesteps: diffusers is to tell every token its own level (Wan 2.2 TI2V).
     Raises ValueError for a model with an image tower, which is not written here, and for one with adapters on it.
     """
     if any(adapted_layers(part) for part in (system.denoiser, system.low_denoiser) if part is not None):
@@ -109,7 +110,7 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype) -> None:
     system.tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
     write_json(folder / "carrara.json", {"defaults": to_dict(system.defaults)})
-    write_json(folder / "model_index.json", _index(system))
+    write_json(folder / "model_index.json", _index(system) | {"expand_timesteps": expand_timesteps})
 
 
 def _index(system: LatentVideo) -> dict[str, Any]:

@@ -130,8 +130,10 @@ class DenoiserPhase:
 
     times: how noise levels are drawn; image_times: those of single frames, None for the same way; content_head: learns
     from the transformer's middle what batches truly show (see `alignment.py`). It is trained and checkpointed with the
-    model, and no part of it.
+    model, and no part of it. levels: at which `validate` measures.
     """
+
+    levels: Sequence[float] = VALIDATION_LEVELS
 
     def __init__(
         self,
@@ -217,7 +219,7 @@ class DenoiserPhase:
         latents = self.validation.latents.to(device, torch.float32)
         noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(device)
         found = {}
-        for level in VALIDATION_LEVELS:
+        for level in self.levels:
             levels = torch.full((latents.shape[0], latents.shape[2]), level, device=device)
             found[f"loss_at_{level:g}"] = float(
                 self._errors(latents, noise, levels, self.validation.captions, None).mean()
