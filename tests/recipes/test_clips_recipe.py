@@ -298,13 +298,6 @@ def test_mistakes_are_told_before_anything_runs(data, settings, said, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_models_of_other_tasks_are_not_trained_on(tmp_path, data):
-    write_diffusers(tmp_path / "wan", "ti2v")
-    with pytest.raises(ValueError, match="is not trained here, only models that make clips of text"):
-        recipe(data, start=str(tmp_path / "wan")).run(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_caption_that_is_too_long_is_told_before_anything_runs(tmp_path):
     data = write_prepared(tmp_path / "data", [Clip((5, 16, 16), 0, "red " * 600)])
     with pytest.raises(ValueError, match="the caption of clip 000000000 is too long: prompt of 601 tokens"):

@@ -45,7 +45,7 @@ from carrara.recipes.clips_data import (
     latent_mixture,
     validation_batches,
 )
-from carrara.recipes.clips_start import ONE_LEVEL, ClipsDenoiserStage, ClipsPhase, Finished, open_finished
+from carrara.recipes.clips_start import ClipsDenoiserStage, ClipsPhase, Finished, native_fields, open_finished
 from carrara.recipes.pond import chosen_device
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
@@ -79,6 +79,10 @@ class ClipsRecipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.denoiser.expert and not self.start:
+            raise ValueError(
+                f"expert={self.denoiser.expert!r}: only a finished model has experts; name it with --start"
+            )
         if self.start and self.vae:
             raise ValueError(f"start={self.start!r} and vae={self.vae!r}: a finished model has its own autoencoder")
 
@@ -87,7 +91,7 @@ class ClipsRecipe:
         device = torch.device(chosen_device(self.device))
         prepared = open_prepared(self.data)
         split = Split.of(prepared, self.held_out, self.seed)
-        finished = open_finished(self.start, self.denoiser.train_text, device) if self.start else None
+        finished = self._open_start(device) if self.start else None
         given = open_autoencoder(self.vae) if self.vae else None
         self.check(prepared, split, finished, given[0] if given else None)
         _tell(prepared, split)
@@ -102,6 +106,9 @@ class ClipsRecipe:
         phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished)
         settings = self._settings(prepared, made_by, finished)
         return train(phase, self.denoiser.rates(finished is not None), folder / "denoiser", settings)
+
+    def _open_start(self, device: torch.device) -> Finished:
+        return open_finished(self.start or "", self.denoiser.train_text, device, self.denoiser.expert)
 
     @property
     def example(self) -> str:
@@ -186,7 +193,7 @@ class ClipsRecipe:
         fields = stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
         if finished:
             system, sampling = finished.system, finished.system.defaults.sampling
-            fields = ONE_LEVEL if finished.foreign else fields
+            fields = native_fields(finished.kind) if finished.foreign else fields
         else:
             system, sampling = self.fresh_system(prepared, shape, autoencoder), stage.sampling
         mixture = self.mixture(prepared, split, self._costs(prepared, autoencoder.stride.time))
@@ -200,8 +207,8 @@ class ClipsRecipe:
             list(captions)[: stage.pictured],
             shape,
             prepared.fps,
-            stage.times,
-            finished is not None and finished.foreign,
+            finished.times(stage.times) if finished else stage.times,
+            finished,
         )
 
     def fresh_system(self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder) -> LatentVideo:
@@ -227,7 +234,8 @@ class ClipsRecipe:
     def _settings(self, prepared: Prepared, made_by: str, finished: Finished | None) -> dict[str, object]:
         """What must be the same when a run is resumed: folders may move, what is in them may not."""
         whole = to_dict(self)
-        stage = {name: value for name, value in whole["denoiser"].items() if name != "train"}
+        unsaid = ("train",) if self.denoiser.expert else ("train", "expert")
+        stage = {name: value for name, value in whole["denoiser"].items() if name not in unsaid}
         data = [prepared.identity(bucket) for bucket, numbers in enumerate(prepared.members) if numbers]
         start = finished.system.fingerprint if finished else ""
         kept = {"denoiser": stage, "held_out": self.held_out, "seed": self.seed}

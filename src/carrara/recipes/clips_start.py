@@ -10,23 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carrara.core.config import at_least
+from carrara.core.config import at_least, choose
 from carrara.core.types import VideoShape
 from carrara.data.mixture import Weights
 from carrara.denoisers.dit import DiTConfig
-from carrara.diffusion.fields import FieldMix, TimeDraw
+from carrara.diffusion.fields import FieldMix, FirstFrame, TimeDraw, TimesBetween
 from carrara.recipes.clips_autoencoder import encoder_fingerprint, unmapped
 from carrara.recipes.clips_data import LatentBatches
 from carrara.systems.find import find_model
-from carrara.systems.folder import recognise, write_autoencoder
+from carrara.systems.folder import recognise, write_autoencoder, write_folder
+from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.lora_phase import RememberedText
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase, film, to_bytes
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 
-ONE_LEVEL = FieldMix(equal=1.0, prefix=0.0, keyframe=0.0, independent=0.0, region=0.0)
-"""What foreign models know: one noise level for all frames."""
+_NONE = {"keyframe": 0.0, "independent": 0.0, "region": 0.0, "noisy_known": 0.0}
+ONE_LEVEL = FieldMix(equal=1.0, prefix=0.0, **_NONE)
+TEXT_OR_IMAGE = FirstFrame(equal=0.5, prefix=0.5, **_NONE)
+EXPERTS = {"high": "transformer", "low": "transformer_2"}
+"""The experts of noise levels from the boundary on, and below it, by the names of their folders."""
+
+
+def native_fields(kind: ModelKind) -> FieldMix:
+    """What a foreign model knows: one noise level for all frames, or for all but a first one that is an image."""
+    return TEXT_OR_IMAGE if kind.expand_timesteps else ONE_LEVEL
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class ClipsDenoiserStage:
     captions as one token each, without `start`; keyframes: frames of each clip that are encoded alone;
     fields: shares of the kinds of noise field (foreign models: one level); times: how noise levels are drawn;
     sampling: what the finished model does by default, without `start`; start_rate: learning rates with `start`, as
-    multiples of those of `train`; train_text: with `start`, whether the text encoder of a model made here learns too.
+    multiples of those of `train`; train_text: with `start`, whether the text encoder of a model made here learns too;
+    expert: of a model with two, the one that learns: "high" (noise, what happens where) or "low" (detail).
     """
 
     model: DiTConfig
@@ -60,8 +70,11 @@ class ClipsDenoiserStage:
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start_rate: float = 0.1
     train_text: bool = True
+    expert: str = ""
 
     def __post_init__(self) -> None:
+        if self.expert:
+            choose("expert", self.expert, EXPERTS)
         at_least(self, 1, "batch", "validation", "pictured", "text_width", "text_layers", "words")
         at_least(self, 0, "keyframes")
         if not 0 <= self.caption_dropout < 1:
@@ -82,48 +95,82 @@ class ClipsDenoiserStage:
 
 @dataclass(frozen=True)
 class Finished:
-    """A model to be trained on. encoder: its autoencoder's fingerprint; foreign: not trained here."""
+    """A model to be trained on. encoder: its autoencoder's fingerprint; foreign: not trained here; expert: of two, the
+    one that learns."""
 
     system: LatentVideo
     encoder: str
     foreign: bool
+    kind: ModelKind
+    expert: str = ""
+
+    def times(self, draw: TimeDraw) -> TimeDraw:
+        """How noise levels are drawn: of an expert on its own side of the boundary."""
+        if not self.expert:
+            return draw
+        sides = {"high": (self.system.boundary, 1.0), "low": (0.0, self.system.boundary)}
+        return TimesBetween(draw.uniform, draw.mean, draw.std, *sides[self.expert])
 
 
-def open_finished(name: str, train_text: bool, device: torch.device) -> Finished:
+def open_finished(name: str, train_text: bool, device: torch.device, expert: str = "") -> Finished:
     """A bundled model, a model folder of either layout, or a model of the hub, ready for training.
 
-    The transformer is in float32 and learns; so does the text encoder of a model made here, unless `train_text` is
-    False. A foreign text encoder stays as it is, in its published precision. Raises ValueError for a model that does
-    not make clips of text alone with one transformer.
+    The transformer, of two the one that `expert` names, is in float32 and learns; so does the text encoder of a model
+    made here, unless `train_text` is False. The other expert and a foreign text encoder stay as they are, in their
+    published precision. Raises ValueError for a model that reads an image beside the noise, and for an expert that is
+    not named, or not there.
     """
     found = recognise(find_model(name))
-    if found.kind.task != "t2v" or found.kind.experts != 1:
-        raise ValueError(
-            f"start={name!r}: {found.kind} is not trained here, only models that make clips of text with one "
-            "transformer; give such a one, for example Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-        )
+    _check_kind(name, found.kind, expert)
     found.check()
-    denoiser = unmapped(found.load("transformer", torch.float32)).to(device).requires_grad_(True)
+    denoisers = {
+        part: found.load(part, torch.float32 if part == EXPERTS[expert or "high"] else None)
+        for part in EXPERTS.values()
+        if part in found.networks
+    }
+    unmapped(denoisers[EXPERTS[expert or "high"]]).requires_grad_(True)
+    for denoiser in denoisers.values():
+        denoiser.to(device)
     if train_text and not found.foreign:
         text: Any = unmapped(found.load("text_encoder", torch.float32)).to(device).requires_grad_(True)
     else:
         text = RememberedText(found.load_staged())
     system = LatentVideo(
         found.load("vae", torch.float32).to(device),
-        denoiser,
+        denoisers["transformer"],
         text,
         Tokenizer.load(found.tokenizer),
         found.defaults,
         found.fingerprint(),
+        denoisers.get("transformer_2"),
+        found.kind.boundary or 0.0,
     )
-    return Finished(system, encoder_fingerprint(found.folder / "vae", found.networks["vae"].files()), found.foreign)
+    encoder = encoder_fingerprint(found.folder / "vae", found.networks["vae"].files())
+    return Finished(system, encoder, found.foreign, found.kind, expert)
+
+
+def _check_kind(name: str, kind: ModelKind, expert: str) -> None:
+    """Refuse what cannot be trained here, and experts that are not named, or not there."""
+    if kind.concatenates:
+        raise ValueError(
+            f"start={name!r}: {kind} reads an image beside the noise, which cached latents do not hold; give a model "
+            "that makes clips of text, or of text or an image (TI2V), such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    if kind.experts == 1 and expert:
+        raise ValueError(f"expert={expert!r}: {kind} has one transformer for all noise levels; leave it out")
+    if kind.experts == 2 and not expert:
+        raise ValueError(
+            f"start={name!r}: {kind} has two experts, which are trained one after the other; say which one learns: "
+            f"--denoiser.expert high (noise levels from {kind.boundary:g} on: what happens where) or low (detail)"
+        )
 
 
 class ClipsPhase(DenoiserPhase):
     """The denoiser's phase on clips, whose captions were left out, where they are to be, when the batch was drawn.
 
-    validation: fixed batches of any shapes; foreign: the model was not made here, and is written as such are published.
-    A frozen text encoder is no part of what is trained and saved in checkpoints; the written model has it.
+    validation: fixed batches of any shapes; finished: the model that is trained on, if one is; a foreign one is written
+    as such are published. A frozen text encoder and the other of two experts are no part of what is trained and saved
+    in checkpoints; the written model has them.
     """
 
     def __init__(
@@ -137,17 +184,22 @@ class ClipsPhase(DenoiserPhase):
         shape: VideoShape,
         fps: float,
         times: TimeDraw | None = None,
-        foreign: bool = False,
+        finished: Finished | None = None,
     ) -> None:
         super().__init__(system, batch, validation[0], mix, sampling, pictured, shape, 0.0, times)
         self.validations = validation
         self.piece = batch.piece
-        self.foreign = foreign
+        self.finished, self.foreign = finished, finished is not None and finished.foreign
         self.defaults = replace(
             system.defaults, frames=shape.frames, height=shape.height, width=shape.width, fps=fps, sampling=sampling
         )
+        learner = system.denoiser
+        if finished is not None and finished.expert:
+            low = system.low_denoiser if finished.expert == "low" else None
+            learner = low or learner
+            self.levels = [level for level in self.levels if (level < system.boundary) == (low is not None)]
         if isinstance(system.text_encoder, RememberedText):
-            self.module = nn.ModuleDict({"denoiser": system.denoiser})
+            self.module = nn.ModuleDict({"denoiser": learner})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -174,7 +226,16 @@ class ClipsPhase(DenoiserPhase):
         system, text = self.system, self.system.text_encoder
         if isinstance(text, RememberedText):
             text = text.encoder
-        whole = LatentVideo(system.autoencoder, system.denoiser, text, system.tokenizer, self.defaults)
-        whole.save(Path(folder), torch.bfloat16 if self.foreign else torch.float16)
+        whole = LatentVideo(
+            system.autoencoder,
+            system.denoiser,
+            text,
+            system.tokenizer,
+            self.defaults,
+            low_denoiser=system.low_denoiser,
+            boundary=system.boundary,
+        )
+        each = self.finished is not None and self.finished.kind.expand_timesteps
+        write_folder(whole, Path(folder), torch.bfloat16 if self.foreign else torch.float16, each)
         if self.foreign:
             write_autoencoder(system.autoencoder, Path(folder) / "vae", torch.float32)

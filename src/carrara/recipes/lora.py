@@ -19,6 +19,7 @@ from torch import Generator
 from carrara.core.config import at_least, to_dict
 from carrara.diffusion.fields import KEYFRAME, FieldMix, TimeDraw
 from carrara.recipes.clips_data import check_pieces
+from carrara.recipes.clips_start import native_fields
 from carrara.recipes.lora_clips import LatentClips, open_latents_of
 from carrara.recipes.pond import chosen_device
 from carrara.systems.find import find_model
@@ -46,7 +47,8 @@ class LoRARecipe:
 
     clips: folders of latents or prepared folders; shares: of steps on each of them, by number of clips if empty;
     batch: clips of a step; validation: clips of the fixed validation batch, taken from the training's; prompts: shown
-    in pictures, the first captions if empty; fields: shares of the kinds of noise field; times: how levels are drawn;
+    in pictures, the first captions if empty; fields: shares of the kinds of noise field (of a foreign model those that
+    it knows); times: how levels are drawn;
     checkpointing: compute blocks again instead of keeping them, for models that would not fit; device: "cpu", "cuda" or
     "auto".
     """
@@ -101,12 +103,13 @@ class LoRARecipe:
         for denoiser in (system.denoiser, system.low_denoiser):
             if denoiser is not None:
                 denoiser.checkpointing = self.checkpointing
+        fields = self.fields if clips.keyframes else self.fields.without(KEYFRAME)
         phase = LoRAPhase(
             system,
             terms,
             clips,
             clips.first(self.validation),
-            self.fields if clips.keyframes else self.fields.without(KEYFRAME),
+            native_fields(found.kind) if found.foreign else fields,
             system.defaults.sampling,
             self.prompts or clips.captions(4),
             clips.shape,
