@@ -54,6 +54,20 @@ def test_the_chosen_expert_learns_and_the_other_stays(data, tmp_path, expert, wr
     assert after.sample(["a red ball"], [0], VideoShape(5, 16, 16), Sampling(steps=2)).isfinite().all()
 
 
+def test_one_expert_after_the_other(data, tmp_path):
+    """What was trained on is still a released model: its text encoder stays, and it is written as it was."""
+    write_diffusers(tmp_path / "wan", "t2v-experts")
+    high = recipe(data, tmp_path / "wan", expert="high").run(tmp_path / "high")
+    assert recognise(high).foreign
+    assert str(recognise(high).kind) == str(recognise(tmp_path / "wan").kind)
+    both = recipe(data, high, expert="low").run(tmp_path / "both")
+    first, second = (LatentVideo.load(path, torch.bfloat16) for path in (high, both))
+    assert same(first.denoiser, second.denoiser)
+    assert same(first.text_encoder, second.text_encoder)
+    assert not same(first.low_denoiser, second.low_denoiser)
+    assert second.defaults.sampling == LatentVideo.load(tmp_path / "wan").defaults.sampling
+
+
 def test_an_expert_is_only_shown_levels_of_its_own(data, tmp_path):
     write_diffusers(tmp_path / "wan", "t2v-experts")
     for expert, other in (("high", "low_denoiser"), ("low", "denoiser")):

@@ -235,7 +235,7 @@ class ClipsPhase(DenoiserPhase):
             low_denoiser=system.low_denoiser,
             boundary=system.boundary,
         )
-        each = self.finished is not None and self.finished.kind.expand_timesteps
-        write_folder(whole, Path(folder), torch.bfloat16 if self.foreign else torch.float16, each)
+        released = self.finished.kind if self.finished is not None and self.foreign else None
+        write_folder(whole, Path(folder), torch.bfloat16 if released else torch.float16, released)
         if self.foreign:
             write_autoencoder(system.autoencoder, Path(folder) / "vae", torch.float32)

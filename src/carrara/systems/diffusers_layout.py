@@ -50,7 +50,8 @@ def recognise_diffusers(folder: Path) -> ModelFolder:
         kind = kind_of(config, boundary, bool(index.get("expand_timesteps")))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    own = (folder / "carrara.json").is_file()
+    said = folder / "carrara.json"
+    own = said.is_file() and not read_json(said).get("foreign", False)  # foreign: published elsewhere, trained on here
     if own:
         kind = replace(kind, family="Carrara", negative="")
     networks = {"transformer": _denoiser(folder, "transformer")}

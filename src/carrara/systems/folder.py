@@ -20,6 +20,7 @@ from carrara.core.weights import load_weights, save_weights
 from carrara.denoisers.dit_weights import DIFFUSERS as DENOISER_NAMES
 from carrara.nn.lora import adapted_layers
 from carrara.systems.diffusers_layout import WEIGHTS, recognise_diffusers
+from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import LatentVideo
 from carrara.systems.original import is_original, recognise_original
 from carrara.systems.parts import ModelFolder
@@ -88,10 +89,10 @@ def recognise(folder: Path) -> ModelFolder:
     )
 
 
-def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, expand_timesteps: bool = False) -> None:
+def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, released: ModelKind | None = None) -> None:
     """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads.
 
-    expand_timesteps: diffusers is to tell every token its own level (Wan 2.2 TI2V).
+    released: what the model was published as, where it was only trained on here: it is read as such again.
     Raises ValueError for a model with an image tower, which is not written here, and for one with adapters on it.
     """
     if any(adapted_layers(part) for part in (system.denoiser, system.low_denoiser) if part is not None):
@@ -109,8 +110,10 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, expand_t
     system.text_encoder.save(folder / "text_encoder", dtype)
     system.tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
-    write_json(folder / "carrara.json", {"defaults": to_dict(system.defaults)})
-    write_json(folder / "model_index.json", _index(system) | {"expand_timesteps": expand_timesteps})
+    said = {"foreign": True} if released else {}
+    write_json(folder / "carrara.json", {"defaults": to_dict(system.defaults), **said})
+    each = released is not None and released.expand_timesteps
+    write_json(folder / "model_index.json", _index(system) | {"expand_timesteps": each})
 
 
 def _index(system: LatentVideo) -> dict[str, Any]:
