@@ -125,12 +125,12 @@ def find_actors(stage: Stage) -> tuple[int | None, list[Sights]]:
     crowd = sum(len(sights) >= 3 for sights in seen)
     pairs = [sights[:2] for sights in seen if len(sights) == 2]
     names = colour_pair(pairs, total) or joined_pair(stage, found)
-    if names is not None:
-        tracks = by_colour(stage, alpha, found, names)
-    elif len(pairs) + crowd >= BOTH_ALIKE * total:
+    tracks = by_colour(stage, alpha, found, names) if names is not None else []
+    # Neither of two may be a mark of the other that was taken for a thing beside it once.
+    if not tracks or min(sum(s is not None for s in track) for track in tracks) < APART * total:
+        if len(pairs) + crowd < BOTH_ALIKE * total:
+            return 1, [[sights[0] if sights else None for sights in seen]]
         tracks = by_place(seen)
-    else:
-        return 1, [[sights[0] if sights else None for sights in seen]]
     return (2 if crowd < BOTH_ALIKE * total else 3), tracks
 
 
