@@ -267,6 +267,14 @@ def test_settings_that_cannot_be_are_refused_at_once(changes, message, recipe):
         replace(recipe, **changes)
 
 
+def test_what_is_wrong_with_the_adapter_is_told_before_clips_are_encoded(recipe, tmp_path):
+    data = write_prepared(tmp_path / "data", [Clip((5, 32, 32), 0, "a red ball")])
+    wrong = replace(recipe, clips=(str(data),), lora=LoRA(targets=("self_attn.w",)))
+    with pytest.raises(ValueError, match="no layer is called"):
+        wrong.run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_latents_of_another_autoencoder_are_refused(recipe, small_folder, tmp_path):
     with pytest.raises(ValueError, match="made by another encoder"):
         replace(recipe, model=str(small_folder)).run(tmp_path / "run")

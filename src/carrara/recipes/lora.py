@@ -26,7 +26,7 @@ from carrara.systems.find import find_model
 from carrara.systems.folder import assemble, recognise
 from carrara.systems.latent import LatentVideo
 from carrara.systems.lora import TARGETS, fresh_terms
-from carrara.systems.lora_phase import LoRAPhase
+from carrara.systems.lora_phase import LoRAPhase, check_reads_no_image
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 
@@ -94,12 +94,13 @@ class LoRARecipe:
         for module in (system.denoiser, system.low_denoiser, system.text_encoder, system.autoencoder):
             if module is not None:
                 module.to(device)
+        check_reads_no_image(system.denoiser.config)
+        terms = fresh_terms(  # what it refuses is refused before anything is encoded
+            system, self.lora.rank, self.lora.alpha, self.lora.targets, Generator().manual_seed(self.seed)
+        )
         caches = [open_latents_of(Path(name), found, system, folder) for name in self.clips]
         clips = LatentClips(caches, self.batch, self.seed, self.shares)
         check_pieces(min(clips.batches), self.train, f"batch={self.batch}")
-        terms = fresh_terms(
-            system, self.lora.rank, self.lora.alpha, self.lora.targets, Generator().manual_seed(self.seed)
-        )
         for denoiser in (system.denoiser, system.low_denoiser):
             if denoiser is not None:
                 denoiser.checkpointing = self.checkpointing

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from carrara.core.types import TextStates, VideoShape
+from carrara.denoisers.dit_config import DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.lora import Terms, attach, denoisers
@@ -46,12 +47,7 @@ class LoRAPhase(DenoiserPhase):
         times: TimeDraw | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        config = system.denoiser.config
-        if config.given_channels or config.image_dim is not None:
-            raise ValueError(
-                "this model makes clips of an image, and cached latents hold no image for it: its adapters can be "
-                "loaded and merged here, but not trained; train on a text-to-video model"
-            )
+        check_reads_no_image(system.denoiser.config)
         super().__init__(system, batch, validation, mix, sampling, pictured, shape, caption_dropout, times)
         for denoiser in denoisers(system).values():
             denoiser.eval().requires_grad_(False)
@@ -69,6 +65,15 @@ class LoRAPhase(DenoiserPhase):
     def export(self, folder: Path) -> None:
         """Write the adapter, as diffusers loads it; see `lora_export.py` for other layouts."""
         write_adapter(self.terms, Path(folder), self.about)
+
+
+def check_reads_no_image(config: DiTConfig) -> None:
+    """Refuse models that read an image beside the noise, which cached latents do not tell."""
+    if config.given_channels or config.image_dim is not None:
+        raise ValueError(
+            "this model makes clips of an image, and cached latents hold no image for it: its adapters can be "
+            "loaded and merged here, but not trained; train on a text-to-video model"
+        )
 
 
 def named_modules(terms: Mapping[str, nn.Module]) -> nn.ModuleDict:
