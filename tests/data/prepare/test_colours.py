@@ -113,3 +113,15 @@ def test_one_frame_may_be_shown_at_many_times(tmp_path):
         shown = list(container.decode(video=0))
     assert [each.pts * each.time_base for each in shown] == [Fraction(n, 8) for n in range(5)]
     assert all(abs(luma_of(each).astype(int) - luma_of(frame)).mean() < 2 for each in shown)
+
+
+@pytest.mark.parametrize("matrix", [1, 2, 5, 6])
+def test_grey_pictures_keep_their_brightness_whatever_the_matrix(matrix):
+    """By way of RGB they would come out darker by one to two levels."""
+    grey = np.tile(np.linspace(16, 235, 64).astype(np.uint8), (48, 1))
+    frame = av.VideoFrame(64, 48, "yuv420p")
+    for plane, values in zip(planes_of(frame), (grey, 128, 128)):
+        plane[:] = values
+    frame.colorspace, frame.color_range = matrix, 1
+    made = Converter(Settings()).picture(frame, Fit((64, 48), (64, 48), 0, 0, 1.0), Orientation())
+    assert (luma_of(made) == grey).all()
