@@ -302,3 +302,20 @@ def test_two_prompts_in_one_batch_are_each_by_itself(dit, reader, text):
     assert close(reader(torch.cat((x, x)), torch.cat((T, T)), keys[1].join(keys[0])), torch.cat(apart.chunk(2)[::-1]))
     with pytest.raises(ValueError, match="give both or none"):
         keys[0].join(dataclasses.replace(keys[1], image=None))
+
+
+@pytest.mark.parametrize("padded", [5, 6, 40])
+def test_prompts_that_fill_their_rows_have_a_bias_on_the_pads_alone(dit, text, padded):
+    """The same numbers as with a bias on every key, which is how it is read where something is to be learned."""
+    states = dataclasses.replace(text, lengths=torch.tensor([5, 5]), padded_length=padded)
+    with torch.no_grad():
+        keys = dit.read_text(states)
+        x, short = dit(latents(), T, keys), dit.read_text(dataclasses.replace(text, padded_length=padded))
+    assert keys.length == 5 + (padded > 5)
+    assert keys.bias.shape[-1] == (padded > 5)
+    assert close(x, dit(latents(), T, dit.read_text(states)))
+    for other in (keys, short):  # of as many keys biased alike, and not
+        for first, second in ((keys, other), (other, keys)):
+            joint = dit(latents().repeat(2, 1, 1, 1, 1), T.repeat(2), first.join(second))
+            apart = torch.cat((dit(latents(), T, first), dit(latents(), T, second)))
+            assert close(joint, apart)

@@ -159,3 +159,14 @@ def test_a_linear_layer_in_bfloat16_is_the_product_it_says(shape):
     for found, true in zip(torch.autograd.grad(made.sum(), given), torch.autograd.grad(exact.sum(), given)):
         assert found.dtype == torch.float32
         assert (found - true).norm() <= 0.01 * true.norm()
+
+
+@pytest.mark.parametrize("keys", [fused.MANY, 144, 333, 576])
+@torch.no_grad()
+def test_softmax_of_many_rounded_scores_is_that_of_their_wide_copy(keys):
+    q, k, v = (
+        torch.randn(1, 2, n, 32, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (70, keys, keys)
+    )
+    wide = fused.shares(q, k).bfloat16() @ v
+    assert torch.equal(fused.attend(q, k, v), wide)
+    assert torch.equal(fused.attend(q, k, v, q.new_zeros(1, 1, 1, 0, dtype=torch.float32)), wide), "a bias on no key"

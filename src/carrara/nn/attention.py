@@ -31,9 +31,9 @@ SHORT_WIDE = 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k' + bias) v for `b h n c` queries and `b h m c` keys and values; bias `b 1 1 m`.
+    """softmax(q k' + bias) v for `b h n c` queries and `b h m c` keys and values.
 
-    Queries carry the factor 1 / sqrt(c).
+    bias: `b 1 1 l`, of the last l keys; the others have none. Queries carry the factor 1 / sqrt(c).
     """
     if q.device.type == "cpu":
         plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
@@ -41,7 +41,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
             return fused.attend(q, k, v, bias)
         if not plain and (q.dtype == torch.bfloat16 or k.shape[-2] <= SHORT_WIDE):
             return _in_pieces(q, k, v, bias)
-    mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[-2], -1)
+    mask = None
+    if bias is not None:
+        whole = F.pad(bias, (k.shape[-2] - bias.shape[-1], 0))
+        mask = whole.to(q.dtype).expand(-1, -1, q.shape[-2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
@@ -79,7 +82,7 @@ class Projections(nn.Module):
 
     def read(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values `b h m c` of a sequence `b m d`."""
-        return self.normed(self.k(x), self.norm_k, turns), self.split(self.v(x))
+        return self.normed(self.k(x), self.norm_k, turns), self.split(self.v(x)).contiguous()  # once, not in every use
 
     def normed(self, x: Tensor, norm: nn.RMSNorm, turns: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """Normalise (in float32), turn, and split into heads in the type that matrices run in."""
@@ -139,7 +142,7 @@ class CrossAttention(Projections):
         bias: Tensor | None = None,
         image: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """`b n d` -> `b n d`. keys: from `read`, with a bias `b 1 1 m`; image: from `read_image`."""
+        """`b n d` -> `b n d`. keys: from `read`, with a bias `b 1 1 l` of the last l; image: from `read_image`."""
         q = self.normed(self.q(x), self.norm_q, None, self.scale)
         answer = attend(q, *keys, bias)
         if image is not None:
