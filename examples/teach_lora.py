@@ -18,13 +18,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from carrara.core.config import to_dict
 from carrara.core.media import write_picture
 from carrara.core.options import parse
 from carrara.core.types import VideoShape
@@ -35,6 +36,7 @@ from carrara.data.pond.render import render
 from carrara.data.pond.sampling import SINGLES, sample_scene
 from carrara.data.pond.validity import table_reason
 from carrara.data.pond.world import Scene
+from carrara.diffusion.fields import TimeDraw
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import film, to_bytes, to_unit
 
@@ -60,12 +62,17 @@ class Teach:
     """Clips in old colours, for the second adapter."""
     minutes: float = 3.0
     """Of training, for each adapter."""
+    updates: int = 0
+    """Steps of the adapter that learns from new clips alone, instead of minutes; the other takes twice as many, half
+    of them on old clips."""
     rank: int = 16
     """Of the adapters."""
     targets: tuple[str, ...] = ("self_attention.*", "cross_attention.*", "mlp.*")
     """Layers that are adapted."""
     learning_rate: float = 3e-3
     """Of the adapters."""
+    times: TimeDraw = field(default_factory=lambda: TimeDraw(uniform=0.25, mean=1.0))
+    """How noise levels are drawn; colours are decided at high ones."""
     asked: int = 24
     """Prompts with the new word; and as many, twice over, with the old colours."""
     steps: int = 20
@@ -177,7 +184,7 @@ def teach(asked: Teach) -> dict[str, Any]:
     with_new = scenes_of(ASKED_SCENES, asked.asked, asked.colour, asked.colour)
     with_old = scenes_of(ASKED_SCENES + 2**20, 2 * asked.asked, None, asked.colour)
 
-    results: dict[str, Any] = {"about": {**vars(asked), "weights": system.fingerprint}}
+    results: dict[str, Any] = {"about": {**to_dict(asked), "weights": system.fingerprint}}
     rows: dict[str, list[Tensor]] = {}
 
     def judge(name: str, system: LatentVideo) -> None:
@@ -195,11 +202,13 @@ def teach(asked: Teach) -> dict[str, Any]:
     for name, clips in (("alone", (str(new),)), ("together", (str(new), str(old)))):
         recipe = replace(lora(), model=asked.model, clips=clips, shares=(1.0,) * len(clips), seed=asked.seed, batch=32)
         settings = replace(recipe.train, minutes=asked.minutes, learning_rate=asked.learning_rate, picture_every=0)
-        begin = time.perf_counter()
-        adapter = replace(recipe, train=settings, lora=LoRA(asked.rank, float(asked.rank), asked.targets)).run(
-            out / name
-        )
-        results[name] = {"seconds": round(time.perf_counter() - begin, 1), **_steps(out / name)}
+        if asked.updates:
+            settings = replace(settings, minutes=None, steps=asked.updates * len(clips))
+        begin, busy = time.perf_counter(), time.process_time()
+        terms = LoRA(asked.rank, float(asked.rank), asked.targets)
+        adapter = replace(recipe, train=settings, times=asked.times, lora=terms).run(out / name)
+        spent = {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - busy}
+        results[name] = {**{clock: round(value, 1) for clock, value in spent.items()}, **_steps(out / name)}
         taught = LatentVideo.load(folder)
         apply(taught, read_adapter(adapter))
         judge(name, taught)
