@@ -78,7 +78,7 @@ def measured(rates: list[tuple[float, float]]) -> Iterator[list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", nargs="?", default="../shared/realdata/clips")
+    parser.add_argument("clips", help="folder of videos")
     parser.add_argument("--files", type=int, default=12)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -35,7 +35,7 @@ class Task:
 
     scene: what the prompt says; truth: the clip as it truly goes, uint8 `t h w 3`, None where nothing says it; told:
     frames that are given and should be there, or, with a hole, those whose pixels outside it should; made: frames to
-    make; first: the scene's time at frame 0, in frames; hole: bool `t h w`, what is painted; seams: frames before which
+    make; hole: bool `t h w`, what is painted; seams: frames before which
     a border lies; loop: whether frame 0 comes after the last.
     """
 
@@ -45,9 +45,13 @@ class Task:
     truth: Tensor | None = None
     told: tuple[int, ...] = ()
     hole: Tensor | None = None
-    first: int = 0
     seams: tuple[int, ...] = ()
     loop: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of what is made, of which there may be every second or fourth."""
+        return self.fps / self.made.step
 
 
 def measure(task: Task, frames: Tensor) -> Measured:
@@ -65,12 +69,13 @@ def measure(task: Task, frames: Tensor) -> Measured:
         found["made"] = psnr(part, truth, mask)
     around = frames.roll(len(frames) // 2, 0) if task.loop else frames
     borders = (len(frames) // 2,) if task.loop else task.seams
-    clip = Clip.of(part.numpy(), task.fps)  # its flow is computed once for both
+    clip = Clip.of(part.numpy(), task.rate)  # its flow is computed once for both
     found["flicker"] = _of(flicker, clip)
     if len(part) > 1:
         found["moves"] = float(_of(dynamic, clip) or 0)
-    edges = [_of(flicker, Clip.of(around[border - 2 : border + 2].numpy(), task.fps)) for border in borders]
-    found["seam"] = float(np.mean([edge for edge in edges if edge is not None])) if any(edges) else None
+    each = (_of(flicker, Clip.of(around[border - 2 : border + 2].numpy(), task.fps)) for border in borders)
+    edges = [edge for edge in each if edge is not None]
+    found["seam"] = float(np.mean(edges)) if edges else None
     return found
 
 
@@ -83,9 +88,9 @@ def psnr(frames: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
 
 def look(task: Task, part: Tensor) -> Measured:
     """What is seen of the actor in these frames."""
-    stage = read_stage(part.numpy(), task.fps)
+    stage = read_stage(part.numpy(), task.rate)
     tracks: Sequence[Sights] = find_actors(stage)[1]
-    times = np.arange(len(part)) / task.fps
+    times = np.arange(len(part)) / task.rate
     seen = [(read_actor(stage, sights, times), sights) for sights in tracks]
     wanted = task.scene.actors[0]
     actor, sights = max(seen, key=lambda one: _alike(one[0], task.scene), default=(None, ()))
@@ -104,9 +109,8 @@ def look(task: Task, part: Tensor) -> Measured:
 
 def velocity_error(task: Task, actor: ActorReading | None) -> float:
     """How far the actor's mean velocity is from the true one, relative to it; 1 where it is not seen twice."""
-    frames = task.first + task.made.stop
-    truth = simulate(task.scene, frames, task.fps).position[0][task.first :][task.made.start :: task.made.step]
-    times = np.arange(len(truth)) * task.made.step / task.fps
+    truth = simulate(task.scene, task.made.stop, task.fps).position[0][task.made.start :: task.made.step]
+    times = np.arange(len(truth)) / task.rate
     right = np.array([np.polyfit(times, truth[:, axis], 1)[0] for axis in range(2)])
     if actor is None:
         return 1.0

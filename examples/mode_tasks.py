@@ -92,9 +92,15 @@ class Case:
         changed = (self.scene.with_actor(0, colour=name) for name in others if name != actor.colour)
         return next(scene for scene in changed if not table_reason(scene) and not is_held_out(scene))
 
-    def make(self, conditions: Conditions | None, scene: Scene | None = None, **settings: object) -> Tensor:
-        """The model's clip."""
-        prompt = self.told(scene or self.scene)
+    def make(
+        self,
+        conditions: Conditions | None,
+        scene: Scene | None = None,
+        prompt: str | None = None,
+        **settings: object,
+    ) -> Tensor:
+        """The model's clip, of the scene's own prompt if no other is said."""
+        prompt = self.told(scene or self.scene) if prompt is None else prompt
         return self.model.generate(prompt, conditions, seed=self.number % 2**31, progress=False, **settings).frames  # type: ignore[arg-type]
 
     def kept(self, name: str, **settings: object) -> Tensor:
@@ -162,8 +168,7 @@ def extend(case: Case, weights: Sequence[float]) -> tuple[Task, Mapping[str, Ans
         return case.make(Conditions(extend=truth[:given], **said), seconds=case.half / case.fps)  # type: ignore[arg-type]
 
     def unprompted() -> Tensor:
-        conditions = Conditions(extend=truth[:given])
-        return case.model.generate("", conditions, seed=1, seconds=case.half / case.fps, progress=False).frames
+        return case.make(Conditions(extend=truth[:given]), prompt="", seconds=case.half / case.fps)
 
     guided = {
         f"reconstruction guidance, weight {weight:g}": lambda w=weight: made(known_by="guide", guide_weight=w)

@@ -292,7 +292,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
         generates=make,
         baselines=baselines(model, request) if options.baseline or options.suite == "full" else {},
         codec=(system.autoencoder, system.autoencoder),
-        continues=LatentContinues(system, plan.sampling),
+        continues=LatentContinues(system, plan.sampling) if "levels" in defaults.knows else None,
         scores_noise=LatentScores(system) if isinstance(system, LatentVideo) else None,
         about={
             "model": model.name,

@@ -144,6 +144,13 @@ def test_a_step_has_one_length_of_sequence_and_one_kind_of_levels():
     assert FieldMix().only(REGION).without(REGION).equal == 1
 
 
+def test_what_is_in_the_mix_is_what_a_model_is_taught():
+    assert FieldMix().taught == ("levels", "keyframes")
+    assert FieldMix().only(PREFIX).taught == ("levels",)
+    assert FieldMix().without(KEYFRAME).taught == ("levels",)
+    assert FieldMix().only(EQUAL).taught == ()
+
+
 def test_a_single_image_has_no_known_part():
     field = draw_field(200, 1, generator())
     assert set(field.kinds.tolist()) == {EQUAL, INDEPENDENT}

@@ -12,6 +12,7 @@ from carrara.data.phyworld import render_balls
 from carrara.evaluation.physics.continuation import known_frames, measure_physics
 from carrara.recipes import RECIPES
 from carrara.recipes.phyworld import BallSource, BallWorld
+from carrara.recipes.pond_shapes import Buckets
 from carrara.systems.latent import LatentVideo
 from carrara.systems.latent_scores import LatentContinues
 
@@ -26,6 +27,7 @@ def test_from_nothing_to_a_model_whose_physics_can_be_measured(trained):
     folder, model = trained
     system = LatentVideo.load(model)
     assert (system.defaults.frames, system.defaults.width, system.defaults.fps) == (9, 32, 10.0)
+    assert system.defaults.knows == ("levels",)  # of keyframes it was taught nothing
     assert list((folder / "denoiser/pictures").glob("*.png"))
     found = measure_physics(
         LatentContinues(system),
@@ -53,6 +55,12 @@ def test_a_finished_model_goes_on_and_keeps_its_autoencoder_and_its_words(traine
     ]
     assert 0 < max(moved) < 0.1  # four steps of the learning rate's size, not other weights
     assert not (tmp_path / "run/autoencoder").exists()
+
+
+def test_other_shapes_are_refused_before_anything_is_trained():
+    recipe = RECIPES["phyworld-tiny"]()
+    with pytest.raises(ValueError, match="only the pond"):
+        replace(recipe, denoiser=replace(recipe.denoiser, buckets=Buckets(("32x16x5",))))
 
 
 def test_what_is_no_finished_model_is_refused_before_anything_is_written(tmp_path):

@@ -92,6 +92,13 @@ def test_a_trial_leaves_the_run_alone_and_aligned_ones_learn_what_is_there(run, 
     assert curve.constant == 40
 
 
+def test_a_trial_of_shapes_whose_clips_are_not_there_is_refused(run, tmp_path):
+    recipe = changed(RECIPES["pond-tiny"](), {"denoiser.buckets.shapes": ["32x16x5"]})
+    with pytest.raises(ValueError, match="0 caches"):
+        train_trial(recipe, open_run(recipe, run), tmp_path / "trial")
+    assert not (tmp_path / "trial").exists()
+
+
 def test_the_table_tells_what_the_cached_scenes_show(run):
     cache = open_run(RECIPES["pond-tiny"](), run).latents
     table = TruthTable.open(cache, moments=4, rows=2, columns=2)

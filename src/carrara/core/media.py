@@ -199,9 +199,8 @@ def check_limits(path: Path, count: int, frame_bytes: int, max_frames: int, max_
     if count > max_frames:
         raise ValueError(f"{path}: more than {max_frames} frames; cut it shorter (or raise max_frames, from Python)")
     if count * frame_bytes > max_bytes:
-        raise ValueError(
-            f"{path}: decodes to more than {max_bytes / 2**30:.1f} GiB; make it smaller (or raise max_bytes)"
-        )
+        most = f"{max_bytes / 2**30:.1f} GiB"
+        raise ValueError(f"{path}: decodes to more than {most}; make it smaller (or raise max_bytes, from Python)")
 
 
 def _checked(chunks: Iterable[Any], shape: VideoShape) -> Iterator[np.ndarray]:

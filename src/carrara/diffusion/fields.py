@@ -58,6 +58,12 @@ class FieldMix:
     def shares(self) -> tuple[float, float, float, float, float]:
         return self.equal, self.prefix, self.keyframe, self.independent, self.region
 
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """What a model trained on these fields can be told: "levels" of single positions, and "keyframes"."""
+        levels = self.prefix or self.keyframe or self.independent or self.region
+        return (*(("levels",) if levels else ()), *(("keyframes",) if self.keyframe else ()))
+
     def only(self, kind: int) -> FieldMix:
         """Fields of this kind and no other."""
         return replace(self, **{name: float(index == kind) for index, name in enumerate(SHARES)})

@@ -203,7 +203,8 @@ def _check_still(path: Path, role: str) -> None:
 def _check_opaque(path: Path) -> None:
     """Refuse transparency: what would show through is not in the file."""
     if path.suffix.lower() in _PICTURES:
-        return _check_opaque_picture(path)
+        _check_opaque_picture(path)
+        return
     from carrara.core.mp4 import is_see_through
 
     if is_see_through(path):

@@ -121,13 +121,13 @@ def _onward(
     begin = 0 if clip is None else len(clip)
     given = begin or int(material.image is not None)
     prefix = longest_prefix(given, context, step)
-    origin, ahead = given - prefix, loop or second is not None
+    ahead = loop or second is not None
     both = context if window - 2 * context >= step else 1  # how far to look ahead where there is a context as well
     usual = window - prefix - (both if ahead else 0) if begin else window - int(loop)
     end = begin + length.made(usual, fps)
     if begin and length.context is None:  # one short pass takes more context rather than being short
         prefix = max(prefix, longest_prefix(given, window - (end - begin) - (both if ahead else 0), step))
-        origin = given - prefix
+    origin = given - prefix
     if end <= max(given, int(loop)):
         raise ValueError(f"{end} frames in all: nothing is left to make; ask for more")
 

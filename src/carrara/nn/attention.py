@@ -35,6 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
     bias: `b 1 1 l`, of the last l keys; the others have none. Queries carry the factor 1 / sqrt(c).
     """
+    bias = None if bias is None or not bias.shape[-1] else bias
     if q.device.type == "cpu":
         plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if plain and k.shape[-2] <= SHORT:

@@ -79,10 +79,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     """`shares` times the values `b h m c`."""
     if by_hand(q):
         return _Attend.apply(q, k, v, bias)
-    if bias is None or not bias.shape[-1]:
-        if q.dtype == torch.bfloat16 and k.shape[-2] >= MANY:
-            return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
-        bias = None
+    if bias is None and q.dtype == torch.bfloat16 and k.shape[-2] >= MANY:
+        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
     return shares(q, k, bias).to(q.dtype) @ v
 
 

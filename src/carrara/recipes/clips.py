@@ -26,7 +26,7 @@ from carrara.data.latents import LatentCache
 from carrara.data.mixture import Mixture
 from carrara.data.prepared import Prepared
 from carrara.denoisers.dit import DiT, DiTConfig
-from carrara.diffusion.fields import KEYFRAME
+from carrara.diffusion.fields import KEYFRAME, FieldMix
 from carrara.recipes.clips_autoencoder import (
     ClipsAutoencoderStage,
     clips_stage,
@@ -190,7 +190,7 @@ class ClipsRecipe:
         stage = self.denoiser
         bucket = split.main_bucket(prepared)
         shape = prepared.buckets[bucket]
-        fields = stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
+        fields = self._fields()
         if finished:
             system, sampling = finished.system, finished.system.defaults.sampling
             fields = native_fields(finished.kind) if finished.foreign else fields
@@ -221,8 +221,13 @@ class ClipsRecipe:
         text = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, stage.text_width, num_heads=heads, **sizes))
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
-        defaults = Defaults(shape.frames, shape.height, shape.width, prepared.fps, stage.sampling)
+        knows = self._fields().taught
+        defaults = Defaults(shape.frames, shape.height, shape.width, prepared.fps, stage.sampling, knows=knows)
         return LatentVideo(autoencoder, denoiser.to(device), text.to(device), tokenizer, defaults)
+
+    def _fields(self) -> FieldMix:
+        stage = self.denoiser
+        return stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
 
     def _tokenizer(self, prepared: Prepared) -> Tokenizer:
         return train_tokenizer((row.caption for row in prepared.rows if row.caption), self.denoiser.words)

@@ -98,6 +98,10 @@ class PhyWorldRecipe(PondRecipe):
     world: BallWorld = field(default_factory=BallWorld)
     start: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.denoiser.buckets.shapes:
+            raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")
+
     def run(self, folder: Path) -> Path:
         if self.start:
             begun = self.begun(torch.device("cpu"))
@@ -127,7 +131,8 @@ class PhyWorldRecipe(PondRecipe):
         stage = self.denoiser
         if self.start:
             system = self.begun(device).system
-            system.defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
+            knows = stage.fields.taught
+            system.defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling, knows=knows)
         else:
             words = train_tokenizer([caption(sample_balls(0, kind)) for kind in KINDS])
             system = self.fresh_system(trained, words, device)

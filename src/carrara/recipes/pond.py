@@ -47,7 +47,7 @@ from carrara.systems.phases import DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
-from carrara.training.loop import load_ema
+from carrara.training.loop import load_ema, train
 from carrara.training.parallel import alone_first, use_own_gpu
 
 PICTURED = (
@@ -163,11 +163,8 @@ class PondRecipe:
         return clips, self._cached(held_out, source, VALIDATION_SCENES, stage.validation, trained, device)
 
     def cache_buckets(self, folder: Path, trained: Path, device: torch.device) -> list[LatentCache]:
-        """The training clips of the other shapes, of the same scenes. Raises ValueError for another world's."""
-        stage = self.denoiser
-        if stage.buckets.shapes and type(self).source is not PondRecipe.source:
-            raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")
-        caches = []
+        """The training clips of the other shapes, of the same scenes."""
+        stage, caches = self.denoiser, []
         for name, shape in stage.buckets.parsed().items():
             source = bucket_source(shape, self.shape, stage.buckets, self.fps, stage.mix, device)
             home = folder / f"latents-{name}{'-cropped' if stage.buckets.crop else ''}"
@@ -193,19 +190,26 @@ class PondRecipe:
         device: torch.device,
         others: Sequence[LatentCache] = (),
     ) -> Path:
-        """Stage three; returns the finished model folder. others: what takes turns with the cache, by `buckets`."""
+        """Stage three; returns the finished model folder. others: what takes turns with the cache, by `buckets`.
+
+        Raises ValueError where these are not the clips that the buckets ask for.
+        """
+        stage, settings = self.denoiser, self._settings("denoiser")
+        if len(others) != len(stage.buckets.shapes):
+            raise ValueError(f"buckets.shapes={stage.buckets.shapes}: {len(others)} caches of their clips are here")
         phase = self.denoiser_phase(trained, cache, validation, device)
         if others:
-            shapes, stage = self.denoiser.buckets.parsed(), self.denoiser
+            shapes = stage.buckets.parsed()
             seen = [stage.buckets.seen(shape, self.shape) for shape in shapes.values()]
             stride = self.autoencoder.model.stride
             sizes = [bucket_batch(stage.batch, self.shape, shape, stride) for shape in (self.shape, *seen)]
             phase.batch = taking_turns((cache, *others), sizes, stage.captioning, self.seed, stage.images)
         if self.denoiser.start:
             load_ema(Path(self.denoiser.start), phase.module)
+        if others:  # whose steps cost differently: they are not counted
+            return train(phase, stage.train, folder, settings)
         cost = self.denoiser_cost(trained, cache, validation, device)
-        stage = self.denoiser
-        return train_counted(phase, stage.train, folder, self._settings("denoiser"), "denoiser", stage.flops, cost)
+        return train_counted(phase, stage.train, folder, settings, "denoiser", stage.flops, cost)
 
     def denoiser_cost(self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device) -> Cost:
         """FLOP of the steps of stage three, of clips and of single frames."""
@@ -260,7 +264,7 @@ class PondRecipe:
         )
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
-        defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling)
+        defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught)
         autoencoder = read_autoencoder(trained)
         if self.decoder is not None:
             autoencoder = with_decoder(autoencoder, Path(self.decoder))

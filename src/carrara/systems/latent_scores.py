@@ -23,7 +23,7 @@ class LatentContinues:
     """Continue a clip: the latents of the known frames are held at level 0 while the rest is drawn.
 
     A causal encoder gives the beginning of a clip the same latents whether it is followed by anything or not, so the
-    known frames are encoded alone; there must be 1 + 4k of them. sampling: the model's own if None.
+    known frames are encoded alone: 1 + k times the stride in time. sampling: the model's own if None.
     """
 
     system: LatentVideo
