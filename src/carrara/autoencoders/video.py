@@ -167,13 +167,20 @@ class VideoAutoencoder(nn.Module):
         stream = Stream(state, keep=True, spend=spend)
         return self._pixels(latents, stream).clamp_(-1, 1), stream.state()
 
-    @torch.no_grad()
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """The clip in chunks of `chunk_frames` latent frames. Memory does not grow with the clip's length."""
-        state = None
-        for frames in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
-            video, state = self.decode_chunk(frames, state, spend=True)
-            yield video
+        return (video for video, _ in self.decode_more(latents))
+
+    def decode_more(self, latents: Tensor, state: State | None = None) -> Iterator[tuple[Tensor, State]]:
+        """The next latents of a clip in such chunks, each with the state from which decoding goes on behind it.
+
+        state: None at the clip's beginning. However the latents are cut, the frames are those of the whole clip. A
+        state is used up where decoding goes on from it: the next one is written over it.
+        """
+        for part in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
+            with torch.no_grad():
+                video, state = self.decode_chunk(part, state, spend=True)
+            yield video, state
 
     def reconstruct(self, video: Tensor, generator: Generator | None = None) -> tuple[Tensor, Posterior]:
         """A training pass: the unclamped reconstruction from one draw of the posterior, and the posterior."""

@@ -130,7 +130,7 @@ class _Making:
 
 
 class _Pile:
-    """Frames uint8 `t h w 3` that wait in a file without a name; the last that was put there comes first."""
+    """Frames uint8 `t h w 3` that wait in a temporary file without a name; the last that was put comes first."""
 
     def __init__(self) -> None:
         self.file = TemporaryFile()  # noqa: SIM115 (closed by __exit__)
@@ -143,7 +143,7 @@ class _Pile:
         self.file.close()
 
     def put(self, frames: Tensor) -> None:
-        self.file.write(frames.contiguous().numpy().tobytes())
+        self.file.write(frames.contiguous().numpy())  # type: ignore[arg-type]
         self.shapes.append(frames.shape)
 
     def __iter__(self) -> Iterator[Tensor]:

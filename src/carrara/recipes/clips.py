@@ -91,7 +91,9 @@ class ClipsRecipe:
         device = torch.device(chosen_device(self.device))
         prepared = open_prepared(self.data)
         split = Split.of(prepared, self.held_out, self.seed)
-        finished = self._open_start(device) if self.start else None
+        stage, finished = self.denoiser, None
+        if self.start:
+            finished = open_finished(self.start, stage.train_text, device, stage.expert)
         given = open_autoencoder(self.vae) if self.vae else None
         self.check(prepared, split, finished, given[0] if given else None)
         _tell(prepared, split)
@@ -101,14 +103,11 @@ class ClipsRecipe:
             autoencoder, made_by = given
         else:
             autoencoder, made_by = self.train_autoencoder(prepared, split, folder / "autoencoder", device)
-        keyframes = 0 if finished and finished.foreign else self.denoiser.keyframes
+        keyframes = 0 if finished and finished.foreign else stage.keyframes
         caches = self.cache_latents(prepared, autoencoder.to(device), made_by, folder / "latents", device, keyframes)
         phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished)
         settings = self._settings(prepared, made_by, finished)
-        return train(phase, self.denoiser.rates(finished is not None), folder / "denoiser", settings)
-
-    def _open_start(self, device: torch.device) -> Finished:
-        return open_finished(self.start or "", self.denoiser.train_text, device, self.denoiser.expert)
+        return train(phase, stage.rates(finished is not None), folder / "denoiser", settings)
 
     @property
     def example(self) -> str:

@@ -189,7 +189,7 @@ class ClipsPhase(DenoiserPhase):
         super().__init__(system, batch, validation[0], mix, sampling, pictured, shape, 0.0, times)
         self.validations = validation
         self.piece = batch.piece
-        self.finished, self.foreign = finished, finished is not None and finished.foreign
+        self.released = finished.kind if finished is not None and finished.foreign else None
         self.defaults = replace(
             system.defaults, frames=shape.frames, height=shape.height, width=shape.width, fps=fps, sampling=sampling
         )
@@ -235,7 +235,6 @@ class ClipsPhase(DenoiserPhase):
             low_denoiser=system.low_denoiser,
             boundary=system.boundary,
         )
-        released = self.finished.kind if self.finished is not None and self.foreign else None
-        write_folder(whole, Path(folder), torch.bfloat16 if released else torch.float16, released)
-        if self.foreign:
+        write_folder(whole, Path(folder), torch.bfloat16 if self.released else torch.float16, self.released)
+        if self.released:
             write_autoencoder(system.autoencoder, Path(folder) / "vae", torch.float32)

@@ -112,13 +112,12 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, released
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
     said = {"foreign": True} if released else {}
     write_json(folder / "carrara.json", {"defaults": to_dict(system.defaults), **said})
-    each = released is not None and released.expand_timesteps
-    write_json(folder / "model_index.json", _index(system) | {"expand_timesteps": each})
+    write_json(folder / "model_index.json", _index(system, released is not None and released.expand_timesteps))
 
 
-def _index(system: LatentVideo) -> dict[str, Any]:
-    """What diffusers must know of the system's parts."""
-    index = dict(INDEX)
+def _index(system: LatentVideo, expand_timesteps: bool) -> dict[str, Any]:
+    """What diffusers must know of the system's parts, and whether every token is told its own noise level."""
+    index = INDEX | {"expand_timesteps": expand_timesteps}
     if system.denoiser.config.given_channels:
         index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None]}
         index |= {"image_processor": [None, None]}

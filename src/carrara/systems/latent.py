@@ -281,18 +281,11 @@ class LatentVideo:
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""
-        return (video for video, _ in self.decode_more(latents))
+        return self.autoencoder.decode_chunks(latents)
 
     def decode_more(self, latents: Tensor, state: State | None = None) -> Iterator[tuple[Tensor, State]]:
-        """The next latents of a clip as chunks `b 3 t h w`, each with the state from which decoding goes on behind it.
-
-        state: None at the clip's beginning. However the latents are cut, the frames are those of the whole clip. A
-        state is used up where decoding goes on from it: the next one is written over it.
-        """
-        for part in latents.split(chunk_frames(*latents.shape[3:]), dim=2):
-            with torch.no_grad():
-                video, state = self.autoencoder.decode_chunk(part, state, spend=True)
-            yield video, state
+        """The next latents of a clip as chunks `b 3 t h w`, each with the state to go on from."""
+        return self.autoencoder.decode_more(latents, state)
 
 
 def _watched(denoise: Denoise, watch: Watch) -> Denoise:
