@@ -29,6 +29,7 @@ _TRIES = 2  # of a file whose process crashes
 _LOOK = 0.5  # seconds between looks at the clock
 # What a piece frees is kept for the next one, else the system zeroes it page by page (glibc; others do not read these).
 _KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+_ALONE = {"OPENBLAS_NUM_THREADS": "1"}  # a worker is one thread; NumPy's products would keep the other cores spinning
 
 Answer = dict[str, Any]
 
@@ -125,7 +126,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**_KEEP, **os.environ},
+            env={**_KEEP, **_ALONE, **os.environ},
             start_new_session=True,  # Ctrl-C comes to the parent, which ends them in order
         )
         self._send(setup)

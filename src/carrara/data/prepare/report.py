@@ -15,7 +15,7 @@ from carrara.data.prepare.plan import Clip, Plan
 from carrara.data.prepare.reasons import REASONS
 from carrara.data.prepare.sheets import STRIP, frames_of, jpeg, strip
 
-KEPT_SHOWN, DROPPED_SHOWN, LISTED = 36, 6, 40  # clips with pictures; of each reason with pictures, and in words
+KEPT_SHOWN, DROPPED_SHOWN, LISTED = 24, 6, 40  # clips with pictures; of each reason with pictures, and in words
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #626a73; --paper: #fbfaf8; --card: #fff; --line: #e2dfd9;
