@@ -187,7 +187,9 @@ class Middle(nn.Module):
         return [self.first, self.attention, self.last]
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        return self.last(self.attention(self.first(x, stream), stream), stream)
+        for piece in self.pieces():
+            x = piece(x, stream)
+        return x
 
 
 class Trunk(nn.Module):

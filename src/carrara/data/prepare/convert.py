@@ -52,34 +52,24 @@ class Converter:
         """The frame upright at its bucket's size, as the encoder takes it: a tagged frame of `format`."""
         own = colours_of(frame)
         high, wide = fit.scaled if turn.swap else fit.scaled[::-1]
-        if own is None:
-            scaled = self._scaler.reformat(
-                frame,
-                wide,
-                high,
-                self.format,
-                src_colorspace=matrix_of(frame),
-                dst_colorspace=BT709,
-                src_color_range=_range(frame),
-                dst_color_range=LIMITED,
-                interpolation=self._exact,
-                threads=1,
-            )
+        if own is None:  # no planes to convert afterwards: the scaler makes the wanted ones
+            matrices, ranges, how = (matrix_of(frame), BT709), (_range(frame), LIMITED), self._exact
             own = Colours(BT709, False)
         else:
             kept = FULL if own.full else LIMITED
-            scaled = self._scaler.reformat(
-                frame,
-                wide,
-                high,
-                self.format,
-                src_colorspace=own.matrix,
-                dst_colorspace=own.matrix,
-                src_color_range=kept,
-                dst_color_range=kept,
-                interpolation=self._fine,
-                threads=1,
-            )
+            matrices, ranges, how = (own.matrix, own.matrix), (kept, kept), self._fine
+        scaled = self._scaler.reformat(
+            frame,
+            wide,
+            high,
+            self.format,
+            src_colorspace=matrices[0],
+            dst_colorspace=matrices[1],
+            src_color_range=ranges[0],
+            dst_color_range=ranges[1],
+            interpolation=how,
+            threads=1,
+        )
         finished = self._finished(scaled, own, fit, turn, scaled is frame)
         finished.colorspace, finished.color_range = BT709, LIMITED
         return finished

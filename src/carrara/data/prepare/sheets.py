@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carrara.core.pictures import arrange
+from carrara.data.prepare.colours import FULL
 
 STRIP = 96  # pixels of a frame in a strip
-_FULL = 2  # FFmpeg's code for the range of RGB
 
 
 def strip(frames: Sequence[NDArray[np.uint8]], height: int = STRIP) -> NDArray[np.uint8]:
@@ -64,6 +64,6 @@ def frames_of(path: Path, count: int, height: int | None = None) -> list[NDArray
     reformatter, high = VideoReformatter(), height or decoded[0].height
     wide = max(1, round(decoded[0].width * high / decoded[0].height))
     chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).round().astype(int)
-    how: dict[str, Any] = {"interpolation": Interpolation.AREA, "dst_color_range": _FULL, "threads": 1}
+    how: dict[str, Any] = {"interpolation": Interpolation.AREA, "dst_color_range": FULL, "threads": 1}
     shown = [reformatter.reformat(decoded[index], wide, high, "rgb24", **how) for index in chosen]
     return [np.asarray(frame.to_ndarray(), np.uint8) for frame in shown]

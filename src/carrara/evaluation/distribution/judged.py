@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from carrara.evaluation.distribution.distances import CONTROLS
-from carrara.evaluation.distribution.frechet import Floats, frechet_distance_estimate, mmd_estimate
+from carrara.evaluation.distribution.frechet import FOLDS, Floats, frechet_distance_estimate, mmd_estimate
 from carrara.evaluation.distribution.fvd import Clip, Extractor
 from carrara.evaluation.report.sections import Row, Section, Table
 from carrara.evaluation.statistics import Estimate
 
-LEAST_CLIPS = 20  # fewer give no interval
+LEAST_CLIPS = 2 * FOLDS  # fewer give no interval
 
 ABOUT = """\
 How far the clips of each source are from the reference as a population, on features of {name}, whose weights were \
