@@ -142,7 +142,7 @@ def fvd(run: Run) -> Section:
     """The same on features of a network that the user brings."""
     extractor, size = run.extractor, run.suite
     if extractor is None:
-        raise Gap("it takes a network that is not shipped; give I3D's weights or a VideoMAE folder as --fvd PATH")
+        raise Gap(judged.NO_NETWORK)
     if min(size.prompts, size.references) < judged.LEAST_CLIPS:
         raise Gap(f"{size.prompts} prompts: it needs at least {judged.LEAST_CLIPS}")
     if run.subject.shape.frames < extractor.frames:

@@ -217,7 +217,7 @@ def distribution(clips: VideoSet, against: VideoSet | None, progress: bool | Non
 def fvd(clips: VideoSet, against: VideoSet | None, progress: bool | None, extractor: Extractor | None) -> Section:
     """The same on features of a network that the user brings."""
     if extractor is None:
-        raise Gap("it takes a network that is not shipped; give I3D's weights or a VideoMAE folder as --fvd PATH")
+        raise Gap(judged.NO_NETWORK)
     reference, sources = halved(clips, against, judged.LEAST_CLIPS)
     assert against is not None
     shortest = min(file.frames for file in (*clips.files, *against.files))

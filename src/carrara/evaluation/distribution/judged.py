@@ -17,6 +17,7 @@ from carrara.evaluation.report.sections import Row, Section, Table
 from carrara.evaluation.statistics import Estimate
 
 LEAST_CLIPS = 2 * FOLDS  # fewer give no interval
+NO_NETWORK = "it takes a network that is not shipped; give I3D's weights or a VideoMAE folder as --fvd PATH"
 
 ABOUT = """\
 How far the clips of each source are from the reference as a population, on features of {name}, whose weights were \
