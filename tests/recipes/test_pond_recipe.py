@@ -16,6 +16,7 @@ from carrara.data.latents import LatentCache
 from carrara.data.pond.captions import caption
 from carrara.data.pond.sampling import SINGLES
 from carrara.data.pond.world import Scene
+from carrara.denoisers.dit import DiTConfig
 from carrara.recipes import RECIPES
 from carrara.recipes.pond_data import (
     Captioning,
@@ -25,7 +26,7 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.systems.latent import LatentVideo
+from carrara.systems.latent import LatentVideo, Sampling
 from carrara.training.loop import load_ema
 
 
@@ -114,6 +115,34 @@ def test_a_denoiser_begins_where_another_run_ended(trained, tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         replace(recipe, denoiser=replace(stage, start="nowhere")).run(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_finished_model_goes_on_with_its_autoencoder_its_sizes_and_its_words(trained, tmp_path):
+    _, model = trained
+    recipe = RECIPES["pond-tiny"]()
+    stage = replace(
+        recipe.denoiser,
+        model=DiTConfig(heads=1, head_dim=16, layers=1, ffn_dim=16),
+        sampling=Sampling(steps=2, guidance=1.5, shift=2.0),
+    )
+    went_on = LatentVideo.load(replace(recipe, start=str(model), denoiser=stage).run(tmp_path / "run"))
+    before = LatentVideo.load(model)
+    assert went_on.defaults.sampling == Sampling(steps=2, guidance=1.5, shift=2.0)
+    assert went_on.tokenizer.vocab_size == before.tokenizer.vocab_size
+    for name, weight in before.autoencoder.state_dict().items():
+        assert torch.equal(weight, went_on.autoencoder.state_dict()[name]), name
+    moved = [
+        float((weight - went_on.denoiser.state_dict()[name]).abs().max())
+        for name, weight in before.denoiser.state_dict().items()
+    ]
+    assert 0 < max(moved) < 0.1  # four steps of the learning rate's size, not other weights
+    assert not (tmp_path / "run/autoencoder").exists()
+
+    with pytest.raises(ValueError, match="another encoder"):  # nor from nothing in the same folder
+        replace(recipe, start=None, denoiser=stage).run(tmp_path / "run")
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        replace(recipe, start=str(tmp_path / "nowhere")).run(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(trained):

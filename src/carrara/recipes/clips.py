@@ -21,7 +21,7 @@ from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
-from carrara.data.clip_latents import captions_of, encode_prepared, open_latents
+from carrara.data.clip_latents import Beside, captions_of, encode_prepared, open_latents
 from carrara.data.latents import LatentCache
 from carrara.data.mixture import Mixture
 from carrara.data.prepared import Prepared
@@ -45,8 +45,9 @@ from carrara.recipes.clips_data import (
     latent_mixture,
     validation_batches,
 )
+from carrara.recipes.clips_images import image_of, moving_clips
 from carrara.recipes.clips_start import ClipsDenoiserStage, ClipsPhase, Finished, native_fields, open_finished
-from carrara.recipes.pond import chosen_device
+from carrara.recipes.device import chosen_device
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
@@ -90,10 +91,13 @@ class ClipsRecipe:
         """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
         device = torch.device(chosen_device(self.device))
         prepared = open_prepared(self.data)
-        split = Split.of(prepared, self.held_out, self.seed)
         stage, finished = self.denoiser, None
         if self.start:
             finished = open_finished(self.start, stage.train_text, device, stage.expert)
+        beside = finished.beside if finished else None
+        if beside:
+            prepared = moving_clips(prepared)
+        split = Split.of(prepared, self.held_out, self.seed)
         given = open_autoencoder(self.vae) if self.vae else None
         self.check(prepared, split, finished, given[0] if given else None)
         _tell(prepared, split)
@@ -104,7 +108,8 @@ class ClipsRecipe:
         else:
             autoencoder, made_by = self.train_autoencoder(prepared, split, folder / "autoencoder", device)
         keyframes = 0 if finished and finished.foreign else stage.keyframes
-        caches = self.cache_latents(prepared, autoencoder.to(device), made_by, folder / "latents", device, keyframes)
+        to = folder / "latents"
+        caches = self.cache_latents(prepared, autoencoder.to(device), made_by, to, device, keyframes, beside)
         phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished)
         settings = self._settings(prepared, made_by, finished)
         return train(phase, stage.rates(finished is not None), folder / "denoiser", settings)
@@ -156,8 +161,9 @@ class ClipsRecipe:
         folder: Path,
         device: torch.device,
         keyframes: int,
+        beside: Beside | None = None,
     ) -> list[LatentCache | None]:
-        """Stage two: every clip encoded once; one cache for each bucket."""
+        """Stage two: every clip encoded once, with what the model reads beside it; one cache for each bucket."""
         with alone_first():
             encode_prepared(
                 prepared,
@@ -169,8 +175,9 @@ class ClipsRecipe:
                 self.encode_pixels,
                 self.threads,
                 lambda said, done, count: print(f"{folder.name}: {done} of {count}, {said}", flush=True),
+                beside,
             )
-        return open_latents(prepared, folder, made_by, keyframes)
+        return open_latents(prepared, folder, made_by, keyframes, beside=beside)
 
     def mixture(self, prepared: Prepared, split: Split, costs: list[float]) -> Mixture:
         """Which clips each step is on."""
@@ -196,18 +203,24 @@ class ClipsRecipe:
         else:
             system, sampling = self.fresh_system(prepared, shape, autoencoder), stage.sampling
         mixture = self.mixture(prepared, split, self._costs(prepared, autoencoder.stride.time))
-        captions = dict.fromkeys(prepared.rows[n].caption or "" for n in prepared.members[bucket] if n in split.trained)
+        places: dict[str, int] = {}  # the first clip with each caption
+        for place_of, number in enumerate(prepared.members[bucket]):
+            if number in split.trained:
+                places.setdefault(prepared.rows[number].caption or "", place_of)
+        pictured, cache = list(places)[: stage.pictured], caches[bucket]
+        assert cache is not None
         return ClipsPhase(
             system,
             LatentBatches(caches, mixture, stage.caption_dropout),
             validation_batches(prepared, split, caches, mixture, stage.validation),
             fields,
             sampling,
-            list(captions)[: stage.pictured],
+            pictured,
             shape,
             prepared.fps,
             finished.times(stage.times) if finished else stage.times,
             finished,
+            image_of(cache[[places[caption] for caption in pictured]]),
         )
 
     def fresh_system(self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder) -> LatentVideo:

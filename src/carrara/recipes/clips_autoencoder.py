@@ -25,7 +25,7 @@ from carrara.core.weights import fingerprint
 from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
 from carrara.recipes.clips_data import Split, ViewBatches, Views, check_buckets, check_pieces, without_actors
-from carrara.recipes.pond import chosen_device
+from carrara.recipes.device import chosen_device
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.phases import AutoencoderPhase, PixelBatch, to_unit

@@ -20,13 +20,13 @@ from carrara.core.config import at_least, to_dict
 from carrara.diffusion.fields import KEYFRAME, FieldMix, TimeDraw
 from carrara.recipes.clips_data import check_pieces
 from carrara.recipes.clips_start import native_fields
+from carrara.recipes.device import chosen_device
 from carrara.recipes.lora_clips import LatentClips, open_latents_of
-from carrara.recipes.pond import chosen_device
 from carrara.systems.find import find_model
 from carrara.systems.folder import assemble, recognise
 from carrara.systems.latent import LatentVideo
 from carrara.systems.lora import TARGETS, fresh_terms
-from carrara.systems.lora_phase import LoRAPhase, check_reads_no_image
+from carrara.systems.lora_phase import LoRAPhase
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 
@@ -91,10 +91,10 @@ class LoRARecipe:
         found = recognise(find_model(self.model))
         system = assemble(found, staged=found.foreign)
         device = torch.device(chosen_device(self.device))
-        for module in (system.denoiser, system.low_denoiser, system.text_encoder, system.autoencoder):
+        parts = (system.denoiser, system.low_denoiser, system.text_encoder, system.autoencoder, system.image_tower)
+        for module in parts:
             if module is not None:
                 module.to(device)
-        check_reads_no_image(system.denoiser.config)
         terms = fresh_terms(  # what it refuses is refused before anything is encoded
             system, self.lora.rank, self.lora.alpha, self.lora.targets, Generator().manual_seed(self.seed)
         )

@@ -32,7 +32,7 @@ from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
 from carrara.recipes.compute import COMPUTE, check_flops, cost_of, sum_compute, train_counted, write_compute
-from carrara.recipes.pond import chosen_device
+from carrara.recipes.device import chosen_device
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.pond_unlabelled import Rates, pond_unlabelled

@@ -30,15 +30,12 @@ from carrara.data.phyworld import FPS, FRAMES, KINDS, BallScene, caption, render
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix
-from carrara.recipes.clips_start import Finished, open_finished
 from carrara.recipes.pond import DenoiserStage, PondRecipe
 from carrara.recipes.pond_autoencoder import AutoencoderStage
 from carrara.recipes.pond_data import frames_per_latent
-from carrara.systems.find import find_model
-from carrara.systems.folder import recognise
-from carrara.systems.latent import Defaults, Sampling
+from carrara.systems.latent import Sampling
 from carrara.systems.phases import CaptionedLatents, DenoiserPhase, PixelBatch
-from carrara.text.tokenizer import train_tokenizer
+from carrara.text.tokenizer import Tokenizer, train_tokenizer
 from carrara.training.config import TrainConfig
 
 
@@ -85,41 +82,17 @@ class BallSource:
 
 @dataclass(frozen=True)
 class PhyWorldRecipe(PondRecipe):
-    """Everything that decides the model. What the stages say of the pond (mix, crops, captions) has no effect.
-
-    start: a bundled model or the folder of one made here, which goes on with this world; what the recipe says of the
-    autoencoder and of the sizes of the transformer and the text encoder has no effect then.
-    """
+    """Everything that decides the model. What the stages say of the pond (mix, crops, captions) has no effect."""
 
     frames: int = FRAMES
     fps: float = FPS
     width: int = 64
     height: int = 64
     world: BallWorld = field(default_factory=BallWorld)
-    start: str | None = None
 
     def __post_init__(self) -> None:
         if self.denoiser.buckets.shapes:
             raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")
-
-    def run(self, folder: Path) -> Path:
-        if self.start:
-            begun = self.begun(torch.device("cpu"))
-            self.shape.latent(begun.system.stride).tokens(begun.system.patch)
-        return super().run(folder)
-
-    def begun(self, device: torch.device) -> Finished:
-        """The model that `start` names. Raises ValueError for one that was not made here, or is no such model."""
-        assert self.start
-        finished = open_finished(self.start, True, device)
-        if finished.foreign:
-            raise ValueError(f"start={self.start!r}: the continuing of balls is only taught to models made here")
-        return finished
-
-    def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
-        if self.start:
-            return recognise(find_model(self.start)).folder / "vae"
-        return super().train_autoencoder(folder, device)
 
     def source(self, mix: Mix, device: torch.device) -> BallSource:
         return BallSource(self.shape, self.fps, self.world, device)
@@ -129,13 +102,7 @@ class PhyWorldRecipe(PondRecipe):
     ) -> DenoiserPhase:
         """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
         stage = self.denoiser
-        if self.start:
-            system = self.begun(device).system
-            knows = stage.fields.taught
-            system.defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling, knows=knows)
-        else:
-            words = train_tokenizer([caption(sample_balls(0, kind)) for kind in KINDS])
-            system = self.fresh_system(trained, words, device)
+        system = self.system(trained, ball_words, device)
         return DenoiserPhase(
             system,
             ball_latents(cache, stage.batch, self.seed),
@@ -151,8 +118,12 @@ class PhyWorldRecipe(PondRecipe):
         return False
 
     def _settings(self, stage: str) -> dict[str, Any]:
-        begun = {"start": self.begun(torch.device("cpu")).system.fingerprint} if self.start else {}
-        return {**super()._settings(stage), "world": to_dict(self.world), **begun}
+        return {**super()._settings(stage), "world": to_dict(self.world)}
+
+
+def ball_words() -> Tokenizer:
+    """A tokenizer that has every word of the balls' captions as one token."""
+    return train_tokenizer([caption(sample_balls(0, kind)) for kind in KINDS])
 
 
 def ball_latents(cache: LatentCache, batch: int, seed: int) -> Callable[[int], CaptionedLatents]:

@@ -5,27 +5,34 @@
 Each stage is resumed where it stopped and skipped once it is finished; the model folder ends up in
 `runs/pond/denoiser/model`. `--denoiser.flops 1e15` trains the denoiser for that much compute instead of a time;
 `compute.json` beside the model of either stage says what it took.
+
+    carrara train pond --start pond -o runs/later
+
+goes on from a finished model, here the bundled one: its autoencoder stays, so only the last two stages are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
-from carrara.core.config import at_least, to_dict
+from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
-from carrara.diffusion.fields import FieldMix, TimeDraw
-from carrara.recipes.compute import COMPUTE, Cost, check_flops, train_counted
+from carrara.diffusion.fields import TimeDraw
+from carrara.recipes.clips_start import Finished, open_finished
+from carrara.recipes.compute import COMPUTE, Cost, train_counted
+from carrara.recipes.device import chosen_device
 from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder, with_decoder
 from carrara.recipes.pond_compute import count_autoencoder, count_denoiser
 from carrara.recipes.pond_data import (
@@ -37,10 +44,11 @@ from carrara.recipes.pond_data import (
     latent_source,
     train_pond_tokenizer,
 )
-from carrara.recipes.pond_shapes import Buckets, bucket_batch, bucket_source, taking_turns
+from carrara.recipes.pond_denoiser import DenoiserStage
+from carrara.recipes.pond_shapes import bucket_batch, bucket_source, taking_turns
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
-from carrara.systems.alignment import Alignment
+from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.phases import DenoiserPhase
@@ -48,7 +56,7 @@ from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import load_ema, train
-from carrara.training.parallel import alone_first, use_own_gpu
+from carrara.training.parallel import alone_first
 
 PICTURED = (
     "a red ball bounces on the grass",
@@ -63,55 +71,12 @@ PICTURED = (
 
 
 @dataclass(frozen=True)
-class DenoiserStage:
-    """How the transformer and the text encoder are trained together on cached latents.
-
-    model: sizes of the transformer (its channels follow the autoencoder, its text width the encoder);
-    clips: how many are rendered and encoded once, `shard` in a file; validation: clips of the fixed validation batch;
-    images: which steps are on single frames; fields: shares of the kinds of noise field; times, image_times: how noise
-    levels of clips and of single frames are drawn (of a frame, fewer tokens agree, so less noise hides it); alignment:
-    of middle features with what the clips truly show; sampling: what the finished model does by default; start: a
-    training folder of such a model whose averaged weights it begins from, on other clips or by another schedule;
-    buckets: clips of other sides and durations that take turns with the recipe's own;
-    flops: compute to train with, None for the length that `train` says.
-    """
-
-    model: DiTConfig
-    train: TrainConfig
-    mix: Mix = field(default_factory=Mix)
-    clips: int = 24_000
-    shard: int = 1000
-    batch: int = 64
-    validation: int = 128
-    text_width: int = 192
-    text_layers: int = 2
-    captioning: Captioning = field(default_factory=Captioning)
-    images: ImageSteps = field(default_factory=ImageSteps)
-    fields: FieldMix = field(default_factory=FieldMix)
-    times: TimeDraw = field(default_factory=TimeDraw)
-    image_times: TimeDraw = field(default_factory=TimeDraw)
-    alignment: Alignment = field(default_factory=Alignment)
-    sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
-    start: str | None = None
-    buckets: Buckets = field(default_factory=Buckets)
-    flops: float | None = None
-
-    def __post_init__(self) -> None:
-        check_flops(self.flops)
-        if self.buckets.shapes and (self.flops is not None or self.alignment.weight):
-            said = "flops" if self.flops is not None else "alignment.weight"
-            raise ValueError(f"{said} and buckets.shapes: counted and aligned are clips of one shape; leave one out")
-        at_least(self, 1, "clips", "shard", "batch", "validation", "text_width", "text_layers")
-        if self.alignment.weight and self.alignment.block > self.model.layers:
-            raise ValueError(f"alignment.block={self.alignment.block}: the transformer has {self.model.layers} blocks")
-
-
-@dataclass(frozen=True)
 class PondRecipe:
     """Everything that decides the bundled model.
 
-    decoder: an autoencoder's folder by `pond-decoder`, whose better decoder the written model gets; device: "cpu",
-    "cuda", or "auto".
+    decoder: an autoencoder's folder by `pond-decoder`, whose better decoder the written model gets; start: a bundled
+    model or the folder of one made here, which goes on learning; its autoencoder stays, and what the recipe says of
+    sizes and of the autoencoder has no effect then; device: "cpu", "cuda", or "auto".
     """
 
     autoencoder: AutoencoderStage
@@ -123,6 +88,7 @@ class PondRecipe:
     seed: int = 0
     device: str = "auto"
     decoder: str | None = None
+    start: str | None = None
 
     @property
     def shape(self) -> VideoShape:
@@ -134,6 +100,29 @@ class PondRecipe:
 
     def run(self, folder: Path) -> Path:
         """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
+        return (self.following() if self.start else self)._run(folder)
+
+    def following(self) -> Self:
+        """This recipe with the sizes of the model that it starts from."""
+        system = self.begun(torch.device("cpu")).system
+        return replace(
+            self,
+            autoencoder=replace(self.autoencoder, model=system.autoencoder.config),
+            denoiser=replace(self.denoiser, model=system.denoiser.config),
+        )
+
+    def begun(self, device: torch.device) -> Finished:
+        """The model that `start` names. Raises ValueError for one that was not made here, or is no such model."""
+        assert self.start
+        finished = open_finished(self.start, True, device)
+        if finished.foreign:
+            raise ValueError(
+                f"start={self.start!r}: this recipe goes on with models made here; "
+                "train a foreign one by `carrara train clips --start MODEL`"
+            )
+        return finished
+
+    def _run(self, folder: Path) -> Path:
         stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
         self.shape.latent(stride).tokens(patch)
         self.denoiser.buckets.check(self.shape, stride, patch)
@@ -148,6 +137,8 @@ class PondRecipe:
 
     def train_autoencoder(self, folder: Path, device: torch.device) -> Path:
         """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
+        if self.start:
+            return find_model(self.start) / "vae"
         model, source = folder / "model", self.source(self.autoencoder.mix, device)
         if not (model / "config.json").is_file():
             train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
@@ -224,9 +215,9 @@ class PondRecipe:
     def denoiser_phase(
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
     ) -> DenoiserPhase:
-        """The system with fresh weights in the transformer and the text encoder, and the data they learn from."""
+        """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
         stage = self.denoiser
-        system = self.fresh_system(trained, train_pond_tokenizer(), device)
+        system = self.system(trained, train_pond_tokenizer, device)
         head, truth = None, None
         if stage.alignment.weight:
             stride = self.autoencoder.model.stride
@@ -248,6 +239,20 @@ class PondRecipe:
             content_head=head,
         )
 
+    def system(self, trained: Path, words: Callable[[], Tokenizer], device: torch.device) -> LatentVideo:
+        """The trained autoencoder, and the transformer and the text encoder that go on, or know nothing yet.
+
+        words: the tokenizer where nothing is begun.
+        """
+        stage = self.denoiser
+        system = self.begun(device).system if self.start else self.fresh_system(trained, words(), device)
+        system.defaults = Defaults(
+            self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught
+        )
+        if self.decoder is not None:
+            system.autoencoder = with_decoder(system.autoencoder, Path(self.decoder)).to(device)
+        return system
+
     def fresh_system(self, trained: Path, tokenizer: Tokenizer, device: torch.device) -> LatentVideo:
         """The trained autoencoder, and a transformer and a text encoder that know nothing yet."""
         stage = self.denoiser
@@ -264,11 +269,7 @@ class PondRecipe:
         )
         denoiser = DiT(replace(stage.model, in_channels=channels, out_channels=channels, text_dim=stage.text_width))
         denoiser.init_weights(self.seed)
-        defaults = Defaults(self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught)
-        autoencoder = read_autoencoder(trained)
-        if self.decoder is not None:
-            autoencoder = with_decoder(autoencoder, Path(self.decoder))
-        return LatentVideo(autoencoder.to(device), denoiser.to(device), text.to(device), tokenizer, defaults)
+        return LatentVideo(read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer)
 
     def _settings(self, stage: str) -> dict[str, object]:
         whole = to_dict(self)
@@ -277,23 +278,8 @@ class PondRecipe:
         whole["denoiser"].pop("flops")  # which this is too
         if not self.denoiser.buckets.shapes:  # runs from before there were any go on
             whole["denoiser"].pop("buckets")
-        return {key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}
-
-
-def chosen_device(name: str) -> str:
-    """The device of this name, "auto" being a GPU where torch sees one; of several processes each has its own GPU.
-
-    Raises ValueError for one that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r}: must be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': torch sees no GPU here; use --device cpu")
-    if name == "cuda":
-        use_own_gpu()
-    return name
+        begun = {"start": self.begun(torch.device("cpu")).system.fingerprint} if self.start else {}
+        return {**{key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}, **begun}
 
 
 def pond() -> PondRecipe:

@@ -20,7 +20,7 @@ from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.pond.sampling import EVERYTHING, Mix
-from carrara.recipes.pond import chosen_device
+from carrara.recipes.device import chosen_device
 from carrara.recipes.pond_data import PixelSource
 from carrara.recipes.pond_pixels import PixelBatches
 from carrara.recipes.scene_numbers import DECODER_SCENES, VALIDATION_SCENES

@@ -27,7 +27,8 @@ from carrara.core.types import VideoShape
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING
 from carrara.data.pond.world import Scene
-from carrara.recipes.pond import PICTURED, chosen_device
+from carrara.recipes.device import chosen_device
+from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, ImageSteps, PixelSource, latent_source
 from carrara.systems.distill_phase import Distillation, DistillPhase
 from carrara.systems.latent import LatentVideo

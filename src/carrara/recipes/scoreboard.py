@@ -28,7 +28,8 @@ from carrara.evaluation.statistics import mean_estimate
 from carrara.evaluation.subject import Subject
 from carrara.evaluation.suite import evaluate
 from carrara.recipes.compute import COMPUTE, check_flops
-from carrara.recipes.pond import PondRecipe, chosen_device
+from carrara.recipes.device import chosen_device
+from carrara.recipes.pond import PondRecipe
 from carrara.recipes.systems import SYSTEMS, Contest
 from carrara.recipes.trials import Made, open_run, train_trial
 from carrara.training.config import check_same

@@ -17,7 +17,8 @@ import torch
 from carrara.core.config import from_dict, nearest, to_dict
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
-from carrara.recipes.pond import PondRecipe, chosen_device
+from carrara.recipes.device import chosen_device
+from carrara.recipes.pond import PondRecipe
 from carrara.training.metrics import read_metrics
 
 

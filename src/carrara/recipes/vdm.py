@@ -26,7 +26,8 @@ from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
 from carrara.recipes.compute import check_flops, sum_compute, train_counted
-from carrara.recipes.pond import PICTURED, chosen_device
+from carrara.recipes.device import chosen_device
+from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES
