@@ -116,8 +116,7 @@ def test_adapters_of_text_or_an_image(data, tmp_path):
     [
         ("t2v-experts", "", "has two experts, .* --denoiser.expert high"),
         ("t2v", "low", "expert='low': .* has one transformer"),
-        ("i2v", "", "reads an image beside the noise"),
-        ("i2v-experts", "high", "reads an image beside the noise"),
+        ("i2v-experts", "", "has two experts, .* --denoiser.expert high"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(data, tmp_path, kind, expert, said):

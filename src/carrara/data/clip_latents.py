@@ -4,13 +4,15 @@
     latents/1-frame-96x64/        images
 
 A cache belongs to one encoder, named by its fingerprint, and to the clips of its bucket, named by their identity: it is
-refused where either differs. Each record has key, source and caption (None: unlabelled).
+refused where either differs. Each record has key, source and caption (None: unlabelled). What a model reads of a clip
+beside its latents (`Beside`) is kept with them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,20 @@ Report = Callable[[str, int, int], None]
 """Told the bucket in words, how many of its clips are encoded, and how many there are."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What is kept of each clip beside its latents.
+
+    read: from its pixels uint8 `t h w 3` to tensors `1 ...` by name, a pure function; about: JSON values that define
+    it; channels: how many channels of a latent's size that are, values: and how many numbers besides.
+    """
+
+    read: Callable[[Tensor], Mapping[str, Tensor]]
+    about: Mapping[str, Any]
+    channels: int = 0
+    values: int = 0
+
+
 def cache_folder(folder: Path, shape: VideoShape) -> Path:
     """Where the cache of a bucket lies."""
     return folder / f"{shape.frames}-frame{'s' * (shape.frames > 1)}-{shape.width}x{shape.height}"
@@ -47,33 +63,39 @@ def encode_prepared(
     pixels: int = 1 << 20,
     threads: int = 0,
     report: Report | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Encode every bucket into its cache below `folder`, or go on where that was interrupted.
 
     made_by: the encoder's fingerprint; channels: of its latents; keyframes: frames of each clip that are encoded alone
     as well, the last one and others (0: none; images have none); pixels: of a batch for the encoder, as places in space
-    and time; threads: that decode, as `ClipReader` has them. Raises ValueError for a cache of another encoder or other
-    clips, and for shards that are missing or damaged; what is encoded by then stays.
+    and time; threads: that decode, as `ClipReader` has them; beside: what else is kept. Raises ValueError for a cache
+    of another encoder or other clips, and for shards that are missing or damaged; what is encoded by then stays.
     """
     for bucket, numbers in enumerate(prepared.members):
-        if not numbers or is_encoded(prepared, bucket, folder, made_by, keyframes):
+        if not numbers or is_encoded(prepared, bucket, folder, made_by, keyframes, beside):
             continue
         prepared.verify(bucket)
         shape = prepared.buckets[bucket]
         with ClipReader(prepared, threads, memory=0) as clips:
             write_latents(
                 cache_folder(folder, shape),
-                _producer(prepared, bucket, clips, encode, keyframes, pixels),
+                _producer(prepared, bucket, clips, encode, keyframes, pixels, beside),
                 len(numbers),
                 made_by,
-                shard=_clips_per_file(shape, channels),
-                about=_about(prepared, bucket, keyframes),
+                shard=_clips_per_file(shape, channels, beside),
+                about=_about(prepared, bucket, keyframes, beside),
                 report=partial(report, describe(shape)) if report else None,
             )
 
 
 def open_latents(
-    prepared: Prepared, folder: Path, made_by: str, keyframes: int = 4, device: torch.device | str | None = None
+    prepared: Prepared,
+    folder: Path,
+    made_by: str,
+    keyframes: int = 4,
+    device: torch.device | str | None = None,
+    beside: Beside | None = None,
 ) -> list[LatentCache | None]:
     """The cache of each bucket, in the order of `prepared.buckets`, None for one without clips. device: as
     `LatentCache.open` has it. Raises ValueError where one is missing, unfinished, or of another encoder or other clips.
@@ -86,18 +108,20 @@ def open_latents(
         path = cache_folder(folder, prepared.buckets[bucket])
         if not (path / "cache.json").is_file():
             raise ValueError(f"{path}: no latents here yet; encode the prepared folder first")
-        _check_about(path, read_json(path / "cache.json").get("about", {}), _about(prepared, bucket, keyframes))
+        _check_about(path, read_json(path / "cache.json").get("about", {}), _about(prepared, bucket, keyframes, beside))
         caches.append(LatentCache.open(path, made_by, device))
     return caches
 
 
-def is_encoded(prepared: Prepared, bucket: int, folder: Path, made_by: str, keyframes: int) -> bool:
+def is_encoded(
+    prepared: Prepared, bucket: int, folder: Path, made_by: str, keyframes: int, beside: Beside | None = None
+) -> bool:
     """Whether the cache of a bucket is finished. Raises ValueError for one of another encoder or of other clips."""
     path = cache_folder(folder, prepared.buckets[bucket])
     if not (path / "cache.json").is_file():
         return False
     index = read_json(path / "cache.json")
-    _check_about(path, index.get("about", {}), _about(prepared, bucket, keyframes))
+    _check_about(path, index.get("about", {}), _about(prepared, bucket, keyframes, beside))
     if index.get("fingerprint") != made_by:
         LatentCache.open(path, made_by)  # says by which encoder
     try:
@@ -106,7 +130,7 @@ def is_encoded(prepared: Prepared, bucket: int, folder: Path, made_by: str, keyf
         return False
 
 
-def _about(prepared: Prepared, bucket: int, keyframes: int) -> dict[str, Any]:
+def _about(prepared: Prepared, bucket: int, keyframes: int, beside: Beside | None) -> dict[str, Any]:
     shape = prepared.buckets[bucket]
     return {
         "frames": shape.frames,
@@ -115,6 +139,7 @@ def _about(prepared: Prepared, bucket: int, keyframes: int) -> dict[str, Any]:
         "fps": prepared.fps,
         "keyframes": _count(shape, keyframes),
         "clips": prepared.identity(bucket),
+        **(beside.about if beside else {}),
     }
 
 
@@ -125,15 +150,21 @@ def _check_about(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
             "encode them, or use a new one"
         )
     if found != wanted:
-        name = next(name for name in wanted if found.get(name) != wanted[name])
+        name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
         raise ValueError(
-            f"{path}: these latents were made with {name}={found.get(name)}, now it is {wanted[name]}; set it back, or "
-            "use a new folder"
+            f"{path}: these latents were made with {name}={found.get(name)}, now it is {wanted.get(name)}; set it "
+            "back, or use a new folder"
         )
 
 
 def _producer(
-    prepared: Prepared, bucket: int, reader: ClipReader, encode: Encode, keyframes: int, pixels: int
+    prepared: Prepared,
+    bucket: int,
+    reader: ClipReader,
+    encode: Encode,
+    keyframes: int,
+    pixels: int,
+    beside: Beside | None,
 ) -> Callable[[int, int], Iterator[LatentBatch]]:
     shape, numbers = prepared.buckets[bucket], prepared.members[bucket]
     batch = max(1, pixels // (shape.frames * shape.height * shape.width))
@@ -145,13 +176,14 @@ def _producer(
         for group, clips in zip(groups, reader.ahead(groups), strict=True):
             video = torch.stack(clips)
             records = [_record(prepared, number) for number in group]
+            more = _joined([beside.read(clip) for clip in clips]) if beside else {}
             if not count:
-                yield LatentBatch(encode(video), records)
+                yield LatentBatch(encode(video), records, more=more)
                 continue
             frames = torch.tensor([_some_frames(number, shape.frames, count) for number in group])
             single = encode(_pick(video, frames))
             alone = rearrange(single, "(b k) c 1 h w -> b k c h w", k=count)
-            yield LatentBatch(encode(video), records, alone, frames)
+            yield LatentBatch(encode(video), records, alone, frames, more)
 
     return produce
 
@@ -180,9 +212,14 @@ def _pick(video: Tensor, frames: Tensor) -> Tensor:
     return rearrange(video[rows, frames], "b k h w c -> (b k) 1 h w c")
 
 
-def _clips_per_file(shape: VideoShape, channels: int, size: int = 1 << 28) -> int:
+def _joined(clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
+
+
+def _clips_per_file(shape: VideoShape, channels: int, beside: Beside | None, size: int = 1 << 28) -> int:
     """How many clips make a file of about this many bytes, the stride of the encoder being at least 2 x 8 x 8."""
-    values = channels * (shape.frames // 2 + 1) * (shape.height // 8) * (shape.width // 8)
+    channels, values = (channels + beside.channels, beside.values) if beside else (channels, 0)
+    values += channels * (shape.frames // 2 + 1) * (shape.height // 8) * (shape.width // 8)
     return max(1, min(1000, size // max(1, 2 * values)))
 
 

@@ -5,7 +5,7 @@ made one at a time and count only when whole, so an interrupted encoding goes on
 files into memory (or a device) and gathers any clips in any order.
 
     cache.json                  format, fingerprint, number of clips, clips per shard, whatever describes the data
-    shard-00000.safetensors     latents `n c f h w`; optionally keyframes `n k c h w` and frames `n k`
+    shard-00000.safetensors     latents `n c f h w`; optionally keyframes `n k c h w` and frames `n k`, and more
     shard-00000.jsonl           n lines: caption, scene, ...
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from carrara.core.config import read_json, write_json
 
 FORMAT = 1
+_NAMED = ("latents", "keyframes", "frames")
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class LatentBatch:
     """Some clips: what a producer gives and what the cache gives back.
 
     latents: `b c f h w`; records: one JSON object per clip; keyframes: `b k c h w`, single frames of the clip encoded
-    alone (the image path); frames: `(b, k)` int64, the pixel frames they show.
+    alone (the image path); frames: `(b, k)` int64, the pixel frames they show; more: other tensors `b ...` by name,
+    which are stored in the type of the latents.
     """
 
     latents: Tensor
     records: Sequence[Mapping[str, Any]]
     keyframes: Tensor | None = None
     frames: Tensor | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.latents):
@@ -149,7 +152,7 @@ def _write_shard(
     parts: dict[str, list[Tensor]] = {}
     lines: list[str] = []
     for batch in batches:
-        stored = {"latents": batch.latents, "keyframes": batch.keyframes}
+        stored = {"latents": batch.latents, "keyframes": batch.keyframes, **batch.more}
         for name, value in stored.items():
             if value is None:
                 continue
@@ -239,6 +242,7 @@ class LatentCache:
             self.records(chosen),
             self._gather("keyframes", chosen) if self.keyframes else None,
             self._gather("frames", chosen) if self.keyframes else None,
+            {name: self._gather(name, chosen) for name in self._shards[0] if name not in _NAMED},
         )
 
     def latents(self, indices: Tensor | Sequence[int] | slice | int) -> Tensor:

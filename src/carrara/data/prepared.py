@@ -10,6 +10,7 @@ are read once, and from then on any clip is one seek, so that the order of train
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -75,10 +76,8 @@ class Prepared:
             raise ValueError(
                 f"{self.folder}: prepared.json or manifest.jsonl lacks {error}; prepare it again"
             ) from None
-        self.members: list[list[int]] = [[] for _ in self.buckets]
+        self.members = self._members_of_buckets()
         """The numbers of each bucket's clips."""
-        for number, row in enumerate(self.rows):
-            self.members[row.bucket].append(number)
         if not self.rows:
             raise ValueError(f"{self.folder}: holds no clips; its report/index.html says why each was dropped")
         self._places: dict[str, dict[str, tuple[int, int]]] = {}
@@ -90,6 +89,15 @@ class Prepared:
     def bucket(self, number: int) -> VideoShape:
         """The shape of a clip."""
         return self.buckets[self.rows[number].bucket]
+
+    def moving(self) -> Prepared:
+        """The same folder without its images. Raises ValueError where nothing else is in it."""
+        kept = copy.copy(self)
+        kept.rows = [row for row in self.rows if self.buckets[row.bucket].frames > 1]
+        if not kept.rows:
+            raise ValueError(f"{self.folder}: holds images alone; prepare clips that move")
+        kept.members = kept._members_of_buckets()
+        return kept
 
     def identity(self, bucket: int) -> str:
         """SHA-256 that names the clips of a bucket: their pixels, captions and order."""
@@ -147,6 +155,12 @@ class Prepared:
             )
         source = line["source"]
         return Row(line["key"], shard, self._bucket_of[shard], caption, source, line.get("source_sha256") or source)
+
+    def _members_of_buckets(self) -> list[list[int]]:
+        members: list[list[int]] = [[] for _ in self.buckets]
+        for number, row in enumerate(self.rows):
+            members[row.bucket].append(number)
+        return members
 
     def _of(self, bucket: int | None) -> list[str]:
         return [name for name in self.shards if bucket is None or self._bucket_of[name] == bucket]

@@ -24,6 +24,7 @@ from carrara.data.clip_pixels import ClipReader, draw_view, view_shape
 from carrara.data.latents import LatentBatch, LatentCache
 from carrara.data.mixture import Mixture, Weights, clip_sets, equal_work, is_held_out, kind_of
 from carrara.data.prepared import Prepared, describe
+from carrara.recipes.clips_images import image_of
 from carrara.recipes.pond_data import frames_per_latent
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.training.config import TrainConfig
@@ -130,9 +131,11 @@ def validation_batches(
 def captioned(clips: LatentBatch, captions: Sequence[str], cache: LatentCache) -> CaptionedLatents:
     """Clips of a cache for the denoiser; where it has no keyframes, the first latent frame stands in for them."""
     if clips.keyframes is None or clips.frames is None:
-        return CaptionedLatents(clips.latents, captions, clips.latents[:, :, :1], torch.zeros(len(captions), 1))
+        nothing = torch.zeros(len(captions), 1)
+        return CaptionedLatents(clips.latents, captions, clips.latents[:, :, :1], nothing, image=image_of(clips))
     keyframes = rearrange(clips.keyframes, "b k c h w -> b c k h w")
-    return CaptionedLatents(clips.latents, captions, keyframes, clips.frames.float() / frames_per_latent(cache))
+    times = clips.frames.float() / frames_per_latent(cache)
+    return CaptionedLatents(clips.latents, captions, keyframes, times, image=image_of(clips))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from carrara.core.config import at_least, choose
 from carrara.core.types import VideoShape
+from carrara.data.clip_latents import Beside
 from carrara.data.mixture import Weights
 from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix, FirstFrame, TimeDraw, TimesBetween
 from carrara.recipes.clips_autoencoder import encoder_fingerprint, unmapped
 from carrara.recipes.clips_data import LatentBatches
+from carrara.recipes.clips_images import image_reader
+from carrara.systems.denoising import ImageContext
 from carrara.systems.find import find_model
 from carrara.systems.folder import recognise, write_autoencoder, write_folder
 from carrara.systems.kinds import ModelKind
@@ -96,13 +99,14 @@ class ClipsDenoiserStage:
 @dataclass(frozen=True)
 class Finished:
     """A model to be trained on. encoder: its autoencoder's fingerprint; foreign: not trained here; expert: of two, the
-    one that learns."""
+    one that learns; beside: what is kept of clips beside their latents, where it reads an image."""
 
     system: LatentVideo
     encoder: str
     foreign: bool
     kind: ModelKind
     expert: str = ""
+    beside: Beside | None = None
 
     def times(self, draw: TimeDraw) -> TimeDraw:
         """How noise levels are drawn: of an expert on its own side of the boundary."""
@@ -117,11 +121,10 @@ def open_finished(name: str, train_text: bool, device: torch.device, expert: str
 
     The transformer, of two the one that `expert` names, is in float32 and learns; so does the text encoder of a model
     made here, unless `train_text` is False. The other expert and a foreign text encoder stay as they are, in their
-    published precision. Raises ValueError for a model that reads an image beside the noise, and for an expert that is
-    not named, or not there.
+    published precision, and so does the image tower. Raises ValueError for an expert that is not named, or not there.
     """
     found = recognise(find_model(name))
-    _check_kind(name, found.kind, expert)
+    _check_expert(name, found.kind, expert)
     found.check()
     denoisers = {
         part: found.load(part, torch.float32 if part == EXPERTS[expert or "high"] else None)
@@ -144,18 +147,14 @@ def open_finished(name: str, train_text: bool, device: torch.device, expert: str
         found.fingerprint(),
         denoisers.get("transformer_2"),
         found.kind.boundary or 0.0,
+        found.load("image_encoder").to(device) if "image_encoder" in found.networks else None,
     )
     encoder = encoder_fingerprint(found.folder / "vae", found.networks["vae"].files())
-    return Finished(system, encoder, found.foreign, found.kind, expert)
+    return Finished(system, encoder, found.foreign, found.kind, expert, image_reader(found, system))
 
 
-def _check_kind(name: str, kind: ModelKind, expert: str) -> None:
-    """Refuse what cannot be trained here, and experts that are not named, or not there."""
-    if kind.concatenates:
-        raise ValueError(
-            f"start={name!r}: {kind} reads an image beside the noise, which cached latents do not hold; give a model "
-            "that makes clips of text, or of text or an image (TI2V), such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-        )
+def _check_expert(name: str, kind: ModelKind, expert: str) -> None:
+    """Refuse experts that are not named, or not there."""
     if kind.experts == 1 and expert:
         raise ValueError(f"expert={expert!r}: {kind} has one transformer for all noise levels; leave it out")
     if kind.experts == 2 and not expert:
@@ -169,8 +168,9 @@ class ClipsPhase(DenoiserPhase):
     """The denoiser's phase on clips, whose captions were left out, where they are to be, when the batch was drawn.
 
     validation: fixed batches of any shapes; finished: the model that is trained on, if one is; a foreign one is written
-    as such are published. A frozen text encoder and the other of two experts are no part of what is trained and saved
-    in checkpoints; the written model has them.
+    as such are published; images: what it reads beside the pictured prompts, where it reads an image. A frozen text
+    encoder, an image tower and the other of two experts are no part of what is trained and saved in checkpoints; the
+    written model has them.
     """
 
     def __init__(
@@ -185,8 +185,9 @@ class ClipsPhase(DenoiserPhase):
         fps: float,
         times: TimeDraw | None = None,
         finished: Finished | None = None,
+        images: ImageContext | None = None,
     ) -> None:
-        super().__init__(system, batch, validation[0], mix, sampling, pictured, shape, 0.0, times)
+        super().__init__(system, batch, validation[0], mix, sampling, pictured, shape, 0.0, times, images=images)
         self.validations = validation
         self.piece = batch.piece
         self.released = finished.kind if finished is not None and finished.foreign else None
@@ -217,7 +218,8 @@ class ClipsPhase(DenoiserPhase):
         """A row of frames for each fixed prompt, from fixed seeds, one clip after the other."""
         made = []
         for seed, prompt in enumerate(self.pictured):
-            latents = self.system.sample([prompt], [seed], self.shape, self.sampling)
+            image = self.images.row(seed).to(self.system.device)
+            latents = self.system.sample([prompt], [seed], self.shape, self.sampling, image=image)
             made.append(to_bytes(torch.cat(list(self.system.decode_chunks(latents)), dim=2)))
         return film(torch.cat(made))
 
@@ -234,6 +236,7 @@ class ClipsPhase(DenoiserPhase):
             self.defaults,
             low_denoiser=system.low_denoiser,
             boundary=system.boundary,
+            image_tower=system.image_tower,
         )
         write_folder(whole, Path(folder), torch.bfloat16 if self.released else torch.float16, self.released)
         if self.released:

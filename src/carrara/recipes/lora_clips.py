@@ -24,6 +24,7 @@ from carrara.data.pond.world import Scene
 from carrara.data.prepared import Prepared
 from carrara.recipes.clips_autoencoder import encoder_fingerprint
 from carrara.recipes.clips_data import captioned, check_buckets
+from carrara.recipes.clips_images import check_images_kept, image_reader, moving_clips
 from carrara.recipes.pond_data import Captioning
 from carrara.recipes.pond_distill import open_clips as open_pond
 from carrara.systems.latent import LatentVideo
@@ -40,17 +41,20 @@ def open_latents_of(path: Path, found: ModelFolder, system: LatentVideo, folder:
     Raises ValueError for a folder of another kind, and for latents that another autoencoder made.
     """
     made_by = encoder_fingerprint(found.folder / "vae", found.networks["vae"].files())
+    beside = image_reader(found, system)
     if (path / "cache.json").is_file():
         index = read_json(path / "cache.json")
         if index.get("fingerprint") != made_by and "world" in index.get("about", {}):
             return [open_pond(path, system, system.device)]  # a model's folder holds its autoencoder rounded
-        return [LatentCache.open(path, made_by)]
+        caches = [LatentCache.open(path, made_by)]
+        check_images_kept(caches, beside)
+        return caches
     if not (path / "prepared.json").is_file():
         raise ValueError(
             f"{path}: neither latents (cache.json) nor a prepared folder (prepared.json); make one of your clips with: "
             "carrara data prepare CLIPS FOLDER"
         )
-    prepared = Prepared(path)
+    prepared = moving_clips(Prepared(path)) if beside else Prepared(path)
     check_buckets(prepared, lambda shape: shape.latent(system.stride).tokens(system.patch), "this model")
 
     def encode(video: Tensor) -> Tensor:
@@ -58,8 +62,8 @@ def open_latents_of(path: Path, found: ModelFolder, system: LatentVideo, folder:
 
     to = folder / "latents" / path.name
     with alone_first():
-        encode_prepared(prepared, to, encode, made_by, system.latent_channels, report=_report)
-    return [cache for cache in open_latents(prepared, to, made_by) if cache is not None]
+        encode_prepared(prepared, to, encode, made_by, system.latent_channels, report=_report, beside=beside)
+    return [cache for cache in open_latents(prepared, to, made_by, beside=beside) if cache is not None]
 
 
 def _report(shape: str, done: int, count: int) -> None:

@@ -42,6 +42,23 @@ class ImageContext:
     channels: Tensor | None = None
     states: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> ImageContext:
+        """On a device, in float32."""
+        parts = (self.channels, self.states)
+        return ImageContext(*(None if part is None else part.to(device, torch.float32) for part in parts))
+
+    def repeated(self, count: int) -> ImageContext:
+        """Those of so many clips: these, again and again."""
+        parts = (self.channels, self.states)
+        return ImageContext(
+            *(None if part is None else part[torch.arange(count, device=part.device) % len(part)] for part in parts)
+        )
+
+    def row(self, number: int) -> ImageContext:
+        """That of one clip alone."""
+        parts = (self.channels, self.states)
+        return ImageContext(*(None if part is None else part[number : number + 1] for part in parts))
+
 
 @dataclass(frozen=True)
 class Given:

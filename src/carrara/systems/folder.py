@@ -20,6 +20,7 @@ from carrara.core.weights import load_weights, save_weights
 from carrara.denoisers.dit_weights import DIFFUSERS as DENOISER_NAMES
 from carrara.nn.lora import adapted_layers
 from carrara.systems.diffusers_layout import WEIGHTS, recognise_diffusers
+from carrara.systems.image_tower_weights import write_tower
 from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import LatentVideo
 from carrara.systems.original import is_original, recognise_original
@@ -93,12 +94,10 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, released
     """Write every part and its configuration; `model_index.json` comes last, so a half-written folder never loads.
 
     released: what the model was published as, where it was only trained on here: it is read as such again.
-    Raises ValueError for a model with an image tower, which is not written here, and for one with adapters on it.
+    Raises ValueError for one with adapters on it.
     """
     if any(adapted_layers(part) for part in (system.denoiser, system.low_denoiser) if part is not None):
         raise ValueError(f"{folder}: the model has adapters on it; merge them (carrara lora merge), or take them off")
-    if system.image_tower is not None:
-        raise ValueError(f"{folder}: a model with an image tower is not written here; copy the folder it came from")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").unlink(missing_ok=True)
     denoisers = {"transformer": system.denoiser, "transformer_2": system.low_denoiser}
@@ -107,6 +106,8 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, released
             write_json(folder / part / "config.json", denoiser.config.to_diffusers() | VERSION)
             save_weights(denoiser.state_dict(), folder / part / f"{WEIGHTS}.safetensors", DENOISER_NAMES, dtype)
     write_autoencoder(system.autoencoder, folder / "vae", dtype)
+    if system.image_tower is not None:
+        write_tower(system.image_tower, folder)
     system.text_encoder.save(folder / "text_encoder", dtype)
     system.tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
@@ -119,8 +120,10 @@ def _index(system: LatentVideo, expand_timesteps: bool) -> dict[str, Any]:
     """What diffusers must know of the system's parts, and whether every token is told its own noise level."""
     index = INDEX | {"expand_timesteps": expand_timesteps}
     if system.denoiser.config.given_channels:
-        index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None]}
-        index |= {"image_processor": [None, None]}
+        tower = system.image_tower is not None
+        index |= {"_class_name": "WanImageToVideoPipeline"}
+        index |= {"image_encoder": ["transformers", "CLIPVisionModel"] if tower else [None, None]}
+        index |= {"image_processor": ["transformers", "CLIPImageProcessor"] if tower else [None, None]}
     if system.low_denoiser is not None:
         index |= {"boundary_ratio": system.boundary, "transformer_2": INDEX["transformer"]}
     return index

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from carrara.core.config import write_json
 from carrara.core.pickles import read_pickle
-from carrara.core.weights import NameTable
-from carrara.systems.image_tower import ImageTowerConfig
+from carrara.core.weights import NameTable, save_weights
+from carrara.systems.image_tower import MEAN, STD, ImageTower, ImageTowerConfig
 
 _HEAD_DIM = 80  # of ViT-H; the number of heads leaves no trace in the shapes
 _NETWORK = "vision_model"
@@ -45,6 +48,31 @@ PUBLISHED = NameTable(
         *((f"{_NETWORK}.encoder.layers.{{}}.self_attn.{x}_proj", f"visual.transformer.{{}}.attn.{x}") for x in "qkv"),
     )
 )
+
+
+def write_tower(tower: ImageTower, folder: Path) -> None:
+    """The parts `image_encoder/` and `image_processor/` of a model folder, in float32, as `transformers` reads them."""
+    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    write_json(folder / "image_encoder/config.json", asdict(tower.config) | kind)
+    save_weights(tower.state_dict(), folder / "image_encoder/model.safetensors", None, torch.float32)
+    side = tower.config.image_size
+    write_json(
+        folder / "image_processor/preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": side},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(MEAN),
+            "image_std": list(STD),
+        },
+    )
 
 
 def is_not_read(name: str) -> bool:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from carrara.core.types import TextStates, VideoShape
-from carrara.denoisers.dit_config import DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.lora import Terms, attach, denoisers
@@ -30,7 +29,7 @@ class LoRAPhase(DenoiserPhase):
     """Train terms on a frozen model; see `DenoiserPhase` for the rest. The terms are put on the system.
 
     about: JSON values that are written with the adapter. With two experts each learns at the levels at which it is
-    asked. Raises ValueError for a model that reads an image beside the noise, which cached latents do not tell.
+    asked. Where the model reads an image, a pictured prompt goes with that of the validation clip of the same number.
     """
 
     def __init__(
@@ -47,8 +46,10 @@ class LoRAPhase(DenoiserPhase):
         times: TimeDraw | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        check_reads_no_image(system.denoiser.config)
-        super().__init__(system, batch, validation, mix, sampling, pictured, shape, caption_dropout, times)
+        images = validation.image.repeated(len(pictured))
+        super().__init__(
+            system, batch, validation, mix, sampling, pictured, shape, caption_dropout, times, images=images
+        )
         for denoiser in denoisers(system).values():
             denoiser.eval().requires_grad_(False)
         system.text_encoder.eval().requires_grad_(False)
@@ -65,15 +66,6 @@ class LoRAPhase(DenoiserPhase):
     def export(self, folder: Path) -> None:
         """Write the adapter, as diffusers loads it; see `lora_export.py` for other layouts."""
         write_adapter(self.terms, Path(folder), self.about)
-
-
-def check_reads_no_image(config: DiTConfig) -> None:
-    """Refuse models that read an image beside the noise, which cached latents do not tell."""
-    if config.given_channels or config.image_dim is not None:
-        raise ValueError(
-            "this model makes clips of an image, and cached latents hold no image for it: its adapters can be "
-            "loaded and merged here, but not trained; train on a text-to-video model"
-        )
 
 
 def named_modules(terms: Mapping[str, nn.Module]) -> nn.ModuleDict:

@@ -166,10 +166,11 @@ class ModelFolder:
 
     def fingerprint(self) -> str:
         """Of all of them; of many gigabytes a sample is taken of each file, for reading all would take minutes."""
-        files = self.files()
-        return (fingerprint if sum(path.stat().st_size for path in files) <= _READ_WHOLE else sampled_fingerprint)(
-            files
-        )
+        return _fingerprint(self.files())
+
+    def fingerprint_of(self, part: str) -> str:
+        """Of one network's files, in the same way."""
+        return _fingerprint(self.networks[part].files())
 
     def load_offloaded(self, part: str, dtype: torch.dtype | None = None) -> DiT:
         """A transformer whose blocks stay in their files, see `systems/offload.py`."""
@@ -196,6 +197,11 @@ class ModelFolder:
         return Parts(
             self.kind, autoencoder, denoiser, low, text_encoder, tokenizer, tower, self.defaults, self.fingerprint()
         )
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    whole = sum(path.stat().st_size for path in files) <= _READ_WHOLE
+    return (fingerprint if whole else sampled_fingerprint)(files)
 
 
 def defaults_of(kind: ModelKind, shift: float, sampler: str, grid: str) -> Defaults:

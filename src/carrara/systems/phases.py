@@ -6,7 +6,7 @@ A phase knows losses and pictures, not where batches come from: it receives func
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from carrara.autoencoders.video import LatentStatistics, VideoAutoencoder
 from carrara.core.types import Keyframes, VideoShape
 from carrara.diffusion.fields import Field, FieldMix, TimeDraw, draw_count, draw_field, draw_step
 from carrara.systems.alignment import Content, ContentHead, outputs_of
+from carrara.systems.denoising import ImageContext
 from carrara.systems.folder import write_autoencoder
 from carrara.systems.latent import LatentVideo, Sampling
 
@@ -38,7 +39,7 @@ class CaptionedLatents:
 
     latents: `b c f h w`, normalised (f = 1 for images); captions: one text each; keyframes: `b c k h w`, frames encoded
     alone, with their times `(b, k)` in latent frames; the last of the k is the clip's last frame; content: what the
-    clips truly show, where that is to be learned too.
+    clips truly show, where that is to be learned too; image: what an image-to-video network reads of their frames.
     """
 
     latents: Tensor
@@ -46,6 +47,7 @@ class CaptionedLatents:
     keyframes: Tensor
     keyframe_times: Tensor
     content: Content | None = None
+    image: ImageContext = field(default_factory=ImageContext)
 
 
 def to_unit(video: Tensor) -> Tensor:
@@ -130,7 +132,8 @@ class DenoiserPhase:
 
     times: how noise levels are drawn; image_times: those of single frames, None for the same way; content_head: learns
     from the transformer's middle what batches truly show (see `alignment.py`). It is trained and checkpointed with the
-    model, and no part of it. levels: at which `validate` measures.
+    model, and no part of it; images: what an image-to-video network reads beside the pictured prompts. levels: at which
+    `validate` measures.
     """
 
     levels: Sequence[float] = VALIDATION_LEVELS
@@ -148,6 +151,7 @@ class DenoiserPhase:
         times: TimeDraw | None = None,
         image_times: TimeDraw | None = None,
         content_head: ContentHead | None = None,
+        images: ImageContext | None = None,
     ) -> None:
         parts: dict[str, nn.Module] = {"denoiser": system.denoiser, "text_encoder": system.text_encoder}
         if content_head is not None:
@@ -164,6 +168,7 @@ class DenoiserPhase:
         self.times = times
         self.image_times = image_times
         self.content_head = content_head
+        self.images = images or ImageContext()
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -187,20 +192,26 @@ class DenoiserPhase:
         keyframes = take_keyframes(batch, field, generator) if f > 1 and mix.keyframe == 1 else None
         levels, weights = place_levels(field, self.system.patch)
         if self.content_head is None:
-            error = self._errors(latents, noise, levels, captions, keyframes)
+            error = self._errors(latents, noise, levels, captions, keyframes, batch.image)
             return {"loss": _mean(error, weights)}
         if batch.content is None:
             raise ValueError("a content head but batches without content: give both or neither")
         alignment = self.content_head.alignment
         with outputs_of(self.system.denoiser.blocks[alignment.block - 1]) as features:
-            error = self._errors(latents, noise, levels, captions, keyframes)
+            error = self._errors(latents, noise, levels, captions, keyframes, batch.image)
         flow = _mean(error, weights)
         # Tokens are grouped by noise level inside the transformer; one after the other they are the latents' order.
         told = self.content_head.loss(features[0].flatten(1, 2), batch.content.to(latents.device))
         return {"loss": flow + alignment.weight * told, "flow": flow, "content": told}
 
     def _errors(
-        self, latents: Tensor, noise: Tensor, levels: Tensor, captions: Sequence[str], keyframes: Keyframes | None
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        levels: Tensor,
+        captions: Sequence[str],
+        keyframes: Keyframes | None,
+        image: ImageContext,
     ) -> Tensor:
         """Mean square error of the flow where levels are, `(b, f)` or `(b, f, h, w)`; the target is noise - data."""
         placed = rearrange(levels, "b f -> b 1 f 1 1") if levels.ndim == 2 else levels[:, None]
@@ -208,7 +219,9 @@ class DenoiserPhase:
         if levels.ndim > 2:
             _, rows, columns = self.system.patch
             told = rearrange(levels[:, :, ::rows, ::columns], "b f h w -> b (f h w)")
-        flow = self.system.network(torch.lerp(latents, noise, placed), told, self.system.read(captions), keyframes)
+        x, image = torch.lerp(latents, noise, placed), image.to(latents.device)
+        x = x if image.channels is None else torch.cat((x, image.channels), dim=1)
+        flow = self.system.network(x, told, self.system.read(captions), keyframes, image=image.states)
         error = (flow.float() - (noise - latents)).square()
         return error.mean(dim=(1, 3, 4)) if levels.ndim == 2 else error.mean(dim=1)
 
@@ -222,7 +235,7 @@ class DenoiserPhase:
         for level in self.levels:
             levels = torch.full((latents.shape[0], latents.shape[2]), level, device=device)
             found[f"loss_at_{level:g}"] = float(
-                self._errors(latents, noise, levels, self.validation.captions, None).mean()
+                self._errors(latents, noise, levels, self.validation.captions, None, self.validation.image).mean()
             )
         return {**found, "loss_mean": sum(found.values()) / len(found)}
 
@@ -230,7 +243,8 @@ class DenoiserPhase:
     def picture(self) -> Tensor:
         """A row of frames for each fixed prompt, from fixed seeds."""
         seeds = list(range(len(self.pictured)))
-        latents = self.system.sample(self.pictured, seeds, self.shape, self.sampling)
+        image = self.images.to(self.system.device)
+        latents = self.system.sample(self.pictured, seeds, self.shape, self.sampling, image=image)
         return film(to_bytes(self.system.autoencoder.decode(latents)))
 
     def export(self, folder: Path) -> None:

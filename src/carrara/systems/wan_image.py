@@ -68,6 +68,15 @@ def image_context(
     return ImageContext(torch.cat((mask, latents), dim=1), states)
 
 
+def clip_context(
+    config: DiTConfig, autoencoder: VideoAutoencoder, video: Tensor, tower: ImageTower | None = None
+) -> ImageContext:
+    """What the transformer reads to make this clip, uint8 `t h w 3`: of its first frame, and of its last one where it
+    was trained on both. For training, which tells it what generation does."""
+    last = video[-1] if config.image_positions is not None else None
+    return image_context(config, autoencoder, VideoShape(*video.shape[:3]), video[0], last, tower)
+
+
 def check_images(
     config: DiTConfig,
     autoencoder: VideoAutoencoder,
