@@ -70,3 +70,14 @@ def test_the_first_of_several_is_named():
     known.add(7, made(1))
     known.add(8, made(1, noise=2))
     assert known.find(made(1, noise=2)) == 7
+
+
+def test_a_piece_is_admitted_where_none_shows_the_same():
+    """As when it is looked for, and added if it was not found."""
+    at_once, apart = Duplicates(0.07), Duplicates(0.07)
+    for number, seed in enumerate([0, 1, 0, 2, 1, 0]):
+        thumbs = made(seed, noise=2.0)
+        twin = apart.find(thumbs)
+        if twin is None:
+            apart.add(number, thumbs)
+        assert at_once.admit(number, thumbs) == twin == {2: 0, 4: 1, 5: 0}.get(number)

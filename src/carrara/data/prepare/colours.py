@@ -84,28 +84,52 @@ def convert(colours: Colours, source: list[Plane], target: list[Plane]) -> None:
         for one, other in zip(source, target):
             other[:] = one
         return
-    matrix, offset = conversion(colours)
-    u, v = (plane.astype(np.float32) for plane in source[1:])
-    for number in (1, 2):
-        _store(matrix[number, 1] * u + matrix[number, 2] * v + (offset[number] + 0.5), target[number])
-    slope = round(_PARTS * float(matrix[0, 0]))
-    middle = (_PARTS * float(matrix[0, 0]) - slope) * 128  # so that the rounded slope is off by at most 0.1 anywhere
-    tint = _PARTS * (matrix[0, 1] * u + matrix[0, 2] * v + (offset[0] + 0.5)) + middle
+    tables = _tables(colours)
+    pair = source[1].astype(np.intp)  # U and V as one number
+    pair <<= 8
+    pair |= source[2]
     y = source[0].astype(np.int16)
-    y *= slope
-    _add(y, np.rint(tint).astype(np.int16))
+    y *= tables.slope
+    _add(y, tables.tints.take(pair))
     y >>= _PARTS.bit_length() - 1
     _store(y, target[0])
+    for table, plane in zip(tables.colours, target[1:]):
+        plane[:] = table.take(pair)
 
 
-def _add(y: NDArray[np.int16], tint: NDArray[np.int16]) -> None:
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What `conversion` makes of every pair of U and V, `65536` by 256 U + V.
+
+    slope: of brightness, in parts; tints: what is added to it, int16 in parts, twice in 32 bits; colours: U and V.
+    """
+
+    slope: int
+    tints: NDArray[np.int32]
+    colours: tuple[Plane, Plane]
+
+
+@cache
+def _tables(colours: Colours) -> _Tables:
+    matrix, offset = conversion(colours)
+    u, v = (code.reshape(-1) for code in np.indices((256, 256)).astype(np.float32))
+    made = (np.empty(u.shape, np.uint8), np.empty(u.shape, np.uint8))
+    for number, table in enumerate(made, 1):
+        _store(matrix[number, 1] * u + matrix[number, 2] * v + (offset[number] + 0.5), table)
+    slope = round(_PARTS * float(matrix[0, 0]))
+    middle = (_PARTS * float(matrix[0, 0]) - slope) * 128  # so that the rounded slope is off by at most 0.1 anywhere
+    tint = np.rint(_PARTS * (matrix[0, 1] * u + matrix[0, 2] * v + (offset[0] + 0.5)) + middle).astype(np.int16)
+    return _Tables(slope, np.repeat(tint, 2).view(np.int32), made)
+
+
+def _add(y: NDArray[np.int16], tints: NDArray[np.int32]) -> None:
     """To each place what belongs to its colour, which is as large, or half as large to either side."""
-    if tint.shape == y.shape:
-        y += tint
+    twice = tints.view(np.int16)
+    if tints.shape == y.shape:
+        y += twice[:, ::2]
         return
-    rows, columns = tint.shape
-    paired = y.reshape(rows, 2, 2 * columns)  # a view: two rows for each of colour
-    paired += np.repeat(tint, 2, axis=1)[:, None]
+    paired = y.reshape(len(tints), 2, -1)  # a view: two rows for each of colour
+    paired += twice[:, None]
 
 
 def _store(values: NDArray[np.float32] | NDArray[np.int16], to: Plane) -> None:

@@ -202,7 +202,7 @@ def _judged(piece: Stretch, settings: Settings) -> Stretch:
 
 def is_black(small: Small, threshold: float) -> bool:
     """Whether nearly every place of a picture is at most so bright, as a share of white."""
-    bright = np.count_nonzero(small[0] > _LOW + threshold * _SPAN)
+    bright = np.count_nonzero(small[0] > int(_LOW + threshold * _SPAN))  # whole numbers, compared as such
     return threshold > 0 and bright <= _BRIGHT * small[0].size
 
 

@@ -79,11 +79,10 @@ def make_plan(work: Path, items: Sequence[Item], listed: Sequence[dict[str, Any]
             packed = base64.b64decode(piece.pop("thumbs"))
             if settings.duplicate > 0:
                 thumbs = np.frombuffer(packed, np.uint8).reshape(MOMENTS, SIDE, SIDE)
-                twin = known.find(thumbs)
+                twin = known.admit(len(found), thumbs)
                 if twin is not None:
                     same.append((twin, _twin_row(item, piece, folder)))
                     continue
-                known.add(len(found), thumbs)
             found.append((item.number, index, item, piece, result))
     places = sorted(range(len(found)), key=lambda place: found[place][:2])
     names = _shards([(VideoShape(*found[place][3]["bucket"]), found[place][3]["bytes"]) for place in places], settings)

@@ -57,13 +57,26 @@ def frames_of(path: Path, count: int, height: int | None = None) -> list[NDArray
             with Image.open(path) as image:
                 return [np.asarray(image.convert("RGB"))]
         with av.open(str(path)) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            decoded = list(container.decode(video=0))
-    except (OSError, av.FFmpegError) as error:
+            shown = _decoded(container, count)
+    except (OSError, av.FFmpegError, IndexError) as error:  # the last: no video in it, or no frame
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    reformatter, high = VideoReformatter(), height or decoded[0].height
-    wide = max(1, round(decoded[0].width * high / decoded[0].height))
-    chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).round().astype(int)
+    reformatter, high = VideoReformatter(), height or shown[0].height
+    wide = max(1, round(shown[0].width * high / shown[0].height))
     how: dict[str, Any] = {"interpolation": Interpolation.AREA, "dst_color_range": FULL, "threads": 1}
-    shown = [reformatter.reformat(decoded[index], wide, high, "rgb24", **how) for index in chosen]
-    return [np.asarray(frame.to_ndarray(), np.uint8) for frame in shown]
+    return [
+        np.asarray(reformatter.reformat(frame, wide, high, "rgb24", **how).to_ndarray(), np.uint8) for frame in shown
+    ]
+
+
+def _decoded(container: Any, count: int) -> list[Any]:
+    """Some frames of a video, evenly spread; others are decoded only where these need them."""
+    context = container.streams.video[0].codec_context
+    context.thread_count = 1
+    packets = list(container.demux(video=0))
+    times = sorted(packet.pts for packet in packets if packet.size)
+    chosen = {times[index] for index in np.linspace(0, len(times) - 1, min(count, len(times))).round().astype(int)}
+    found = []
+    for packet in packets:
+        context.skip_frame = "NONREF" if packet.size and packet.pts not in chosen else "DEFAULT"
+        found += [frame for frame in packet.decode() if frame.pts in chosen]
+    return found

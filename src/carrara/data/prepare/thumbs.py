@@ -25,6 +25,8 @@ _NOISE = 0.015  # difference that coding makes in any case
 
 Thumbs = NDArray[np.uint8]
 """`moments side side`: brightness in limited range."""
+Keys = list[tuple[int, bytes]]
+"""Each band of a hash with its number."""
 
 
 def thumb(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -85,27 +87,38 @@ class Duplicates:
         self._names: list[int] = []
         self._thumbs: list[Thumbs] = []
         self._bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-        self._last: tuple[Thumbs, list[tuple[int, bytes]]] | None = None
+
+    def admit(self, name: int, thumbs: Thumbs) -> int | None:
+        """The first piece that shows the same; if there is none, this one is kept."""
+        keys = _keys(thumbs)
+        twin = self._find(thumbs, keys)
+        if twin is None:
+            self._add(name, thumbs, keys)
+        return twin
 
     def find(self, thumbs: Thumbs) -> int | None:
         """The first piece that shows the same, if one does."""
+        return self._find(thumbs, _keys(thumbs))
+
+    def add(self, name: int, thumbs: Thumbs) -> None:
+        """A piece that is kept."""
+        self._add(name, thumbs, _keys(thumbs))
+
+    def _find(self, thumbs: Thumbs, keys: Keys) -> int | None:
         limit = allowance(thumbs, self.threshold)
-        likely = sorted({index for key in self._keys(thumbs) for index in self._bands.get(key, ())})
+        likely = sorted({index for key in keys for index in self._bands.get(key, ())})
         for index in likely:
             if distance(self._thumbs[index], thumbs) <= limit:
                 return self._names[index]
         return None
 
-    def add(self, name: int, thumbs: Thumbs) -> None:
-        """A piece that is kept."""
-        for key in self._keys(thumbs):
+    def _add(self, name: int, thumbs: Thumbs, keys: Keys) -> None:
+        for key in keys:
             self._bands[key].append(len(self._names))
         self._names.append(name)
         self._thumbs.append(thumbs)
 
-    def _keys(self, thumbs: Thumbs) -> list[tuple[int, bytes]]:
-        """Of the piece that was asked for last too: most are added after they were not found."""
-        if self._last is None or self._last[0] is not thumbs:
-            bands = np.array_split(perceptual_hash(thumbs), _BANDS)
-            self._last = thumbs, [(band, np.packbits(part).tobytes()) for band, part in enumerate(bands)]
-        return self._last[1]
+
+def _keys(thumbs: Thumbs) -> Keys:
+    bands = np.array_split(perceptual_hash(thumbs), _BANDS)
+    return [(band, np.packbits(part).tobytes()) for band, part in enumerate(bands)]
