@@ -91,6 +91,8 @@ def autoencoder(task: str) -> Case:
     video, latents = draw(1, 3, 17, 128, 128).clamp(-1, 1), draw(1, 16, 5, 16, 16)
 
     def ask_ours(network: VideoAutoencoder, dtype: torch.dtype, device: torch.device) -> Run:
+        if dtype != torch.float32:  # as models are loaded
+            network.pack()
         if task == "decode":
             given = latents.to(device, dtype)
             return lambda: torch.cat(list(network.decode_chunks(given)), dim=2)

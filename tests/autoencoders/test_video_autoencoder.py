@@ -256,3 +256,24 @@ def test_the_start_has_sane_scales() -> None:
     assert 0.1 < float(posterior.mean.std()) < 3
     assert -5 < float(posterior.logvar.mean()) < -3
     assert 0.01 < float(decoded.std()) < 1
+
+
+def test_packed_filters_make_the_same_and_can_be_trained():
+    """Bit for bit, in every chunk, with names and values as they were."""
+    autoencoder = VideoAutoencoder(VideoAutoencoderConfig(16, latent_channels=4, num_res_blocks=1))
+    autoencoder = autoencoder.initialise(torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    video = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
+    with torch.no_grad():
+        latents = autoencoder.encode(video)
+        frames = autoencoder.decode(latents)
+    with torch.inference_mode():
+        autoencoder.pack()
+        assert torch.equal(autoencoder.encode(video), latents)
+        assert torch.equal(autoencoder.decode(latents), frames)
+    after = autoencoder.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    reconstruction, _ = autoencoder.reconstruct(video)
+    reconstruction.square().mean().backward()
+    assert autoencoder.encoder.conv_in.weight.grad is not None

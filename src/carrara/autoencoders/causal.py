@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 PIECE = 4 * 2**20  # bytes that stay in a processor's cache from one pass to the next
 State = tuple[Tensor, ...]  # what every layer with a memory left, in the order in which they run
-Change = Callable[[Tensor], Tensor]  # of every frame by itself
+Change = Callable[[Tensor, Tensor | None], Tensor]  # of every frame by itself, written to the second where there is one
 Triple = tuple[int, int, int]  # frames, rows, columns
 
 
@@ -63,14 +63,14 @@ class Stream:
         """
         past = no_frames(x, frames) if self.first else self.take().to(x.dtype)
         if change is None or torch.is_grad_enabled():
-            joined = torch.cat([past, x if change is None else change(x)], dim=2)
+            joined = torch.cat([past, x if change is None else change(x, None)], dim=2)
         else:
             b, c, t, h, w = x.shape
             joined = x.new_empty(b, frames + t, h, w, c).movedim(-1, 1)
             joined[:, :, :frames] = past
             each = max(1, PIECE // max(1, x[:, :, 0].nbytes))
             for piece, room in zip(x.split(each, dim=2), joined[:, :, frames:].split(each, dim=2), strict=True):
-                room.copy_(change(piece))
+                change(piece, room)
         self.leave(joined[:, :, -frames:])
         return joined
 
@@ -97,10 +97,18 @@ def conv3d(
 
     torch gives a small one (one clip, at most 20,480 rows) in float32 on a CPU to a kernel that unfolds its input: 27
     times the memory, and up to 20 times the time of oneDNN's. So here oneDNN is asked, where nothing is to be learned.
+    And its kernels for tiles (AMX) take channels in pairs: three of bfloat16 cost 2.5 times as much as four.
     """
+    if x.shape[1] % 2 and x.is_cpu and x.dtype == torch.bfloat16 == weight.dtype and not torch.is_grad_enabled():
+        x, weight = (_one_channel_more(part) for part in (x, weight))
     if _by_onednn(x, weight):
         return channels_last(torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1))
     return channels_last(F.conv3d(x, weight, bias, stride, padding))
+
+
+def _one_channel_more(x: Tensor) -> Tensor:
+    """x with a channel of zeros behind the others, channels last."""
+    return F.pad(x.movedim(1, -1), (0, 1)).movedim(-1, 1)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -130,7 +138,7 @@ class CausalConv(nn.Conv3d):
         """The first half of `forward`: all that the kernel reads. A caller that has no other use of x can let it go."""
         history = self.kernel_size[0] - 1
         if not history or (stream.whole and x.shape[2] == 1):  # an image: the taps on the past would only meet zeros
-            return x if change is None else change(x)
+            return x if change is None else change(x, None)
         return stream.before(x, history, change)
 
     def convolve(self, read: Tensor) -> Tensor:
@@ -153,9 +161,17 @@ class RMSNorm(nn.Module):
         scale = _inverse_rms(x.movedim(1, -1)).movedim(-1, 1)
         return x * (scale * self.gamma.reshape(-1, 1, 1, 1).to(x.dtype))
 
-    def silu(self, x: Tensor) -> Tensor:
-        """SiLU of the normalised x, as one step that stores nothing but x and its scale for the backward pass."""
-        return _NormSiLU.apply(x, self.gamma.flatten())
+    def silu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """SiLU of the normalised x, as one step that stores nothing but x and its scale for the backward pass.
+
+        out: where it is written instead, the same bits without a copy; only where nothing is to be learned.
+        """
+        if out is None:
+            return _NormSiLU.apply(x, self.gamma.flatten())
+        last, room = x.movedim(1, -1), out.movedim(1, -1)
+        torch.mul(last, _inverse_rms(last) * self.gamma.flatten().to(x.dtype), out=room)
+        F.silu(room, inplace=True)
+        return out
 
 
 def _inverse_rms(x: Tensor) -> Tensor:

@@ -92,6 +92,16 @@ class VideoAutoencoder(nn.Module):
             self.decoder.conv_out.weight.mul_(0.3)
         return self
 
+    @torch.inference_mode(False)  # whose tensors could not be trained afterwards
+    def pack(self) -> None:
+        """Lay the filters out as kernels read them, who would else move them at every chunk. Values and names stay.
+
+        For bfloat16: in float32 it pays little, and takes weights out of the files that they are mapped from.
+        """
+        for part in self.modules():
+            if isinstance(part, CausalConv):
+                part.weight.data = part.weight.detach().contiguous(memory_format=torch.channels_last_3d)
+
     @property
     def checkpointing(self) -> bool:
         return self.encoder.checkpointing

@@ -177,7 +177,10 @@ class LatentVideo:
         """
         from carrara.systems.folder import read_folder
 
-        return read_folder(Path(folder), dtype, staged, offload)
+        system = read_folder(Path(folder), dtype, staged, offload)
+        if dtype == torch.bfloat16:
+            system.autoencoder.pack()
+        return system
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write a model folder that Carrara and diffusers' WanPipeline both read."""
