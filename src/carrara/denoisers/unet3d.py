@@ -157,8 +157,8 @@ class UNet3D(nn.Module):
             for layer in level.layers:  # type: ignore[union-attr]
                 h = layer(torch.cat((h, kept.pop()), dim=-1), told)
             if level.resize is not None:
-                h = level.resize(repeat(h, "n h w c -> n (h p) (w q) c", p=2, q=2), told)  # type: ignore[operator]
-        h = self.leave(F.silu(self.norm(h)))
+                h = level.resize.doubled(h, told)  # type: ignore[operator, union-attr]
+        h = self.leave(self.norm.silu(h))
         return rearrange(h, "(b f) h w c -> b c f h w", b=b).to(x.dtype)
 
     def init_weights(self, seed: int | Generator) -> None:

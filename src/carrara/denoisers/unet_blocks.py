@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from carrara.denoisers.unet_fused import attend_space, norm_silu
 from carrara.nn.attention import attend
 from carrara.nn.layers import Linear, linear32
 
@@ -52,8 +53,9 @@ class Norm(nn.GroupNorm):
         groups = next(count for count in range(max(1, min(32, dim // 8)), 0, -1) if dim % count == 0)
         super().__init__(groups, dim, eps=1e-5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def silu(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """SiLU of the normalised frames, to each of which a row of `added`, `n c`, is added first."""
+        return norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, added)
 
 
 class Conv(nn.Conv2d):
@@ -64,6 +66,16 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """The convolution, 3 x 3, of frames in which every position is first repeated, twice each way.
+
+        It is one transposed convolution, whose kernel is the mirrored one summed over 2 x 2 windows: less than half of
+        the multiplications, and no large tensor in between.
+        """
+        kernel = F.avg_pool2d(self.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)
+        made = F.conv_transpose2d(x.permute(0, 3, 1, 2), kernel, self.bias, stride=2, padding=1)
+        return made.permute(0, 2, 3, 1).contiguous()  # some kernels write another layout
 
 
 class ResidualBlock(nn.Module):
@@ -87,9 +99,9 @@ class ResidualBlock(nn.Module):
         return [self.conv_out]
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        h = self.conv_in(F.silu(self.norm_in(x)), told)
-        h = h + linear32(self.told, told.embedding)[:, None, None].to(h.dtype)
-        h = self.conv_out(self.dropout(F.silu(self.norm_out(h))), told)
+        h = self.conv_in(self.norm_in.silu(x), told)
+        h = self.norm_out.silu(h, linear32(self.told, told.embedding))
+        h = self.conv_out(self.dropout(h), told)
         return self.skip(x) + h
 
 
@@ -108,11 +120,8 @@ class SpaceAttention(nn.Module):
         return [self.out]
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        _, rows, _, dim = x.shape
-        heads = rearrange(self.qkv(self.norm(x)), "n h w (three k c) -> three n k (h w) c", three=3, k=self.heads)
-        q, k, v = heads.unbind(0)
-        found = attend(q * (dim // self.heads) ** -0.5, k, v)
-        return x + self.out(rearrange(found, "n k (h w) c -> n h w (k c)", h=rows))
+        found = attend_space(self.qkv(self.norm(x)).flatten(1, 2), self.heads)
+        return x + self.out(found.view(x.shape))
 
 
 class TextAttention(nn.Module):

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from carrara.denoisers.unet_blocks import Conv, Frames, Norm, Told, heads_of
+from carrara.denoisers.unet_fused import attend_time
 from carrara.nn.layers import Linear
 
 
@@ -66,13 +67,8 @@ class TimeAttention(AlongTime):
         return rearrange(self.distances[distance], "i j k -> k i j")
 
     def along(self, clip: Tensor) -> Tensor:
-        _, frames, rows, _, dim = clip.shape
-        heads = rearrange(self.qkv(self.norm(clip)), "b f h w (t k c) -> t (b h w) k f c", t=3, k=self.heads)
-        q, k, v = heads.unbind(0)
-        scores = (q * (dim // self.heads) ** -0.5) @ k.transpose(-1, -2)
-        shares = (scores.float() + self.bias(frames)).softmax(-1).to(v.dtype)
-        found = rearrange(shares @ v, "(b h w) k f c -> b f h w (k c)", b=len(clip), h=rows)
-        return clip + self.out(found)
+        found = attend_time(self.qkv(self.norm(clip)).flatten(2, 3), self.bias(clip.shape[1]))
+        return clip + self.out(found).view(clip.shape)
 
 
 class TimeConv(AlongTime):
@@ -105,6 +101,9 @@ class SpaceConv(Conv):
     def forward(self, x: Tensor, told: Told | None = None) -> Tensor:
         return super().forward(x)
 
+    def doubled(self, x: Tensor, told: Told | None = None) -> Tensor:
+        return super().doubled(x)
+
 
 class SpaceTimeConv(nn.Module):
     """Make-A-Video's pseudo-3D convolution: first in space, then in time, where it begins as the identity."""
@@ -116,6 +115,9 @@ class SpaceTimeConv(nn.Module):
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.time(self.space(x), told)
+
+    def doubled(self, x: Tensor, told: Told) -> Tensor:
+        return self.time(self.space.doubled(x), told)
 
 
 class TimeBlock(AlongTime):
@@ -133,8 +135,7 @@ class TimeBlock(AlongTime):
     def along(self, clip: Tensor) -> Tensor:
         h = clip
         for norm, conv in ((self.norm_in, self.conv_in), (self.norm_out, self.conv_out)):
-            normed = F.silu(norm(h.flatten(0, 1))).unflatten(0, clip.shape[:2])
-            h = conv.along(normed)
+            h = conv.along(norm.silu(h.flatten(0, 1)).unflatten(0, clip.shape[:2]))
         return clip + h
 
 
