@@ -101,6 +101,20 @@ def test_lone_frames_are_clips_of_one_frame_and_the_clip_knows_nothing_of_them(n
 
 
 @every_time
+def test_the_order_of_other_frames_changes_nothing_of_a_lone_frame_nor_of_the_clip(name):
+    net, t = of(name), torch.full((1,), 0.3)
+    x, texts, order = draw(1, 3, 7, 8, 8), said(4).text, torch.tensor([2, 0, 1])
+    made = net(x, t, Conditions(texts), alone=3)
+    moved = torch.cat((x[:, :, [3, 1, 0, 2]], x[:, :, 4:]), dim=2)  # the clip's frames
+    assert torch.equal(net(moved, t, Conditions(texts), alone=3)[:, :, 4:], made[:, :, 4:])
+    moved = torch.cat((x[:, :, :4], x[:, :, 4:][:, :, order]), dim=2)  # the lone ones, with their prompts
+    rows = torch.cat((torch.tensor([0]), 1 + order))
+    again = net(moved, t, Conditions(TextStates(texts.states[rows], texts.lengths[rows])), alone=3)
+    torch.testing.assert_close(again[:, :, :4], made[:, :, :4], atol=0, rtol=0)
+    torch.testing.assert_close(again[:, :, 4:], made[:, :, 4:][:, :, order], atol=2e-5, rtol=1e-4)
+
+
+@every_time
 def test_every_frame_of_a_clip_sees_every_other(name):
     net = of(name)
     x = draw(1, 3, 4, 8, 8).requires_grad_()
