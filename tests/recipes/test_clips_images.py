@@ -70,7 +70,7 @@ def test_training_tells_what_generation_tells(data, tmp_path, kind):
 def test_a_model_of_images_learns_and_stays_one(data, tmp_path, kind, write, capsys):
     write(tmp_path / "wan", kind)
     model = recipe(data, tmp_path / "wan", expert=expert(kind)).run(tmp_path / "run")
-    assert "1 images are left out" in capsys.readouterr().out
+    assert "without its images (1)" in capsys.readouterr().out
     before, after = (LatentVideo.load(path, torch.bfloat16) for path in (tmp_path / "wan", model))
     assert not same(before.denoiser, after.denoiser)
     assert str(recognise(model).kind) == str(recognise(tmp_path / "wan").kind)

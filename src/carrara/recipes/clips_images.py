@@ -62,5 +62,5 @@ def moving_clips(prepared: Prepared) -> Prepared:
     moving = prepared.moving()
     if len(moving) < len(prepared) and not place()[0]:
         left = len(prepared) - len(moving)
-        print(f"{prepared.folder}: {left} images are left out, for this model makes clips of an image", flush=True)
+        print(f"{prepared.folder}: without its images ({left}), for this model makes clips of an image", flush=True)
     return moving

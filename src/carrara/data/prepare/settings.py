@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from carrara.core.types import VideoShape, check_frames, check_multiple
+from carrara.core.types import VideoShape, check_multiple
 
 LARGEST_PIECE = 1 << 28  # pixels of all frames together: what one process holds at a time, 400 MB
 
@@ -71,7 +71,9 @@ class Settings:
         for count in self.frames:
             if count < 5:
                 raise ValueError(f"frames={count}: a clip has at least 5 frames; pictures come from picture files")
-            check_frames(count)
+            if more := (count - 1) % 4:
+                near = f"{count - more} or {count - more + 4}"
+                raise ValueError(f"frames={count}: a piece has 4k+1, as causal autoencoders take them; nearest {near}")
         if self.multiple < 2 or self.multiple % 2:
             raise ValueError(f"multiple={self.multiple}: must be even and at least 2; 16 suits most models")
         for width, height in self.sizes:
