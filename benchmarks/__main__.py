@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("pond", "autoencoder", "transformer", "generate", "inference")
+NAMES = ("pond", "autoencoder", "transformer", "unet", "generate", "inference")
 
 
 def main() -> None:
