@@ -156,7 +156,7 @@ def sets_around(draw, count, control_shift):
 def test_its_distances_stand_beside_truth_and_controls_or_are_left_out():
     draw = np.random.default_rng(0)
     reference = draw.standard_normal((80, 5))
-    for shift, rows in ((2.0, ["drawn: Frechet distance", "drawn: kernel distance"]), (0.0, [])):
+    for shift, rows in ((2.0, ["drawn Frechet distance", "drawn kernel distance"]), (0.0, [])):
         sets = sets_around(draw, 80, shift)
         found = {name: judged.judged(clips, reference, Drawn()) for name, clips in sets.items()}
         made = judged.section(found, Drawn(), {"clips": 80})
@@ -189,7 +189,12 @@ def test_a_network_by_path_is_asked_from_the_command_line(videomae, tmp_path, ca
     assert set(report["distances"]) == {"clips", "truth", "frozen", "shuffled"}
     assert report["distances"]["clips"]["Frechet distance"]["count"] == 20
     capsys.readouterr()
-    for options, said in ((["--fvd", str(tmp_path / "none")], "no such file or folder"), ([], "give I3D's weights")):
+    without = ["--fvd", str(videomae), "--only", "consistency"]  # of two options --only, the later counts
+    for options, said in (
+        (["--fvd", str(tmp_path / "none")], "no such file or folder"),
+        ([], "give I3D's weights"),
+        (without, "only the part fvd uses it"),
+    ):
         assert run([*where, "-o", str(tmp_path / "not"), *options]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "not").exists()

@@ -11,7 +11,8 @@ from carrara.core.media import write_video
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import SINGLES, sample_scene
-from carrara.evaluation.videos import evaluate_videos, find_videos
+from carrara.evaluation.video_files import find_videos
+from carrara.evaluation.videos import evaluate_videos
 
 ODD = Path(__file__).parents[3] / "shared" / "realdata" / "odd"
 

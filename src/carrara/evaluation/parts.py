@@ -20,6 +20,7 @@ from carrara.evaluation.physics import section as physics_section
 from carrara.evaluation.physics.barriers import measure_walls
 from carrara.evaluation.physics.continuation import measure_physics
 from carrara.evaluation.physics.preference import measure_preference
+from carrara.evaluation.physics.twins import LEAST_FRAMES as LEAST_TWIN
 from carrara.evaluation.report.sections import Section
 from carrara.evaluation.sources import TRUTH, Source
 from carrara.evaluation.subject import Gap, Run
@@ -107,6 +108,8 @@ def preference(run: Run) -> Section:
     subject = run.subject
     if subject.scores_noise is None:
         raise Gap("this model cannot say how well it undoes noise on a clip")
+    if subject.shape.frames < LEAST_TWIN:
+        raise Gap(f"clips of {subject.shape.frames} frames are too short to break a law in; {LEAST_TWIN} are enough")
     with progress_bar("preference", run.progress) as show:
         found = measure_preference(
             subject.scores_noise,

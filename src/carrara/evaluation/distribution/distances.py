@@ -8,7 +8,7 @@ where the frozen and the shuffled clips lie above truth against truth by more th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,28 @@ def _least_clips(width: int) -> int:
 
 def separates(found: Mapping[str, Distances], measure: str, controls: Sequence[str] = CONTROLS) -> bool:
     """Whether every control lies above truth against truth, interval from interval."""
-    truth = found["truth"].of(measure)
-    control = [found[name].of(measure) for name in controls]
+    return _apart({name: each.of(measure) for name, each in found.items()}, controls)
+
+
+def _apart(row: Mapping[str, Estimate | None], controls: Sequence[str]) -> bool:
+    truth = row["truth"]
+    control = [row[name] for name in controls]
     return truth is not None and all(each is not None and each.low > truth.high for each in control)
+
+
+def shown(
+    title: str,
+    rows: Mapping[str, Mapping[str, Estimate | None]],
+    why: Callable[[str], str],
+    controls: Sequence[str] = CONTROLS,
+) -> tuple[tuple[Table, ...], list[str]]:
+    """A table of the measures that tell the controls from the truth, none if no measure does; and a sentence about each
+    other one, with `why` of its name. rows: measure -> source -> estimate, None where it cannot be measured."""
+    kept = {name: row for name, row in rows.items() if _apart(row, controls)}
+    left_out = [f"The {name} is left out: {why(name)}." for name in rows if name not in kept]
+    cells = tuple((f"{title} {name}", tuple(row.values())) for name, row in kept.items())
+    columns = tuple(next(iter(rows.values())))
+    return ((Table(f"{title} distances", columns, cells),) if cells else ()), left_out
 
 
 def section(
@@ -96,24 +115,18 @@ def section(
     for name in ("truth", *controls):
         if name not in found:
             raise ValueError(f"no distances of {name!r}: they stand beside every other; measure that source too")
-    rows: list[tuple[str, tuple[Estimate | None, ...]]] = []
-    left_out = []
-    for measure in (FRECHET, KERNEL):
-        if separates(found, measure, controls):
-            rows.append((f"{prefix} {measure}", tuple(each.of(measure) for each in found.values())))
-        elif any(each.of(measure) is None for each in found.values()):
-            left_out.append(
-                f"The {measure} is left out: {next(each.reason for each in found.values() if each.reason)}."
-            )
-        else:
-            left_out.append(
-                f"The {measure} is left out: with so few clips it does not tell {' and '.join(controls)} from truth."
-            )
+
+    def why(measure: str) -> str:
+        if any(each.of(measure) is None for each in found.values()):
+            return next(each.reason for each in found.values() if each.reason)
+        return f"with so few clips it does not tell {' and '.join(controls)} from truth"
+
+    rows = {measure: {name: each.of(measure) for name, each in found.items()} for measure in (FRECHET, KERNEL)}
+    tables, left_out = shown(prefix, rows, why, controls)
     said = (
         f"How far the clips of each source are from the reference as a population, on {prefix} features; lower is "
         "better, truth is what nothing beats, and slightly negative values are noise. Not FVD: compare only numbers of "
         "this table. Prompts play no part."
     )
     data = {"about": dict(about or {}), "distances": {name: each.plain_values() for name, each in found.items()}}
-    tables = (Table(f"{prefix} distances", tuple(found), tuple(rows)),) if rows else ()
     return Section("distribution", "Distribution", " ".join([said, *left_out]), tables, (), data)

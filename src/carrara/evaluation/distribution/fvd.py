@@ -41,6 +41,14 @@ class Extractor(Protocol):
     def __call__(self, clips: Iterable[Clip], batch: int = 4) -> NDArray[np.float64]: ...
 
 
+def check_asked(path: str | Path | None, parts: Iterable[str]) -> None:
+    """Refuse a network that no part would use. Raises ValueError."""
+    if path is not None and "fvd" not in parts:
+        raise ValueError(
+            f"--fvd {path}: only the part fvd uses it, and --only leaves that out; add it, or leave out --fvd"
+        )
+
+
 def load_extractor(path: str | Path) -> Extractor:
     """I3D from a file, VideoMAE from a folder. Raises ValueError for what is neither."""
     path = Path(path)

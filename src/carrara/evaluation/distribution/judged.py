@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from carrara.evaluation.distribution.distances import CONTROLS
+from carrara.evaluation.distribution.distances import CONTROLS, shown
 from carrara.evaluation.distribution.frechet import FOLDS, Floats, frechet_distance_estimate, mmd_estimate
 from carrara.evaluation.distribution.fvd import Clip, Extractor
-from carrara.evaluation.report.sections import Row, Section, Table
+from carrara.evaluation.report.sections import Section
 from carrara.evaluation.statistics import Estimate
 
 LEAST_CLIPS = 2 * FOLDS  # fewer give no interval
@@ -40,16 +40,13 @@ def section(
     found: Mapping[str, Mapping[str, Estimate]], extractor: Extractor, about: Mapping[str, Any] | None = None
 ) -> Section:
     """found: by source, all against one reference; "truth" and the controls must be among them."""
-    rows: list[Row] = []
-    said = [ABOUT.format(name=extractor.name, frames=extractor.frames)]
-    for measure in found["truth"]:
-        if all(found[name][measure].low > found["truth"][measure].high for name in CONTROLS):
-            rows.append((f"{extractor.name}: {measure}", tuple(each[measure] for each in found.values())))
-        else:
-            said.append(f"The {measure} is left out: it does not tell {' and '.join(CONTROLS)} from truth here.")
-    tables = (Table(f"{extractor.name} distances", tuple(found), tuple(rows)),) if rows else ()
+    rows = {measure: {name: each[measure] for name, each in found.items()} for measure in found["truth"]}
+    tables, left_out = shown(
+        extractor.name, rows, lambda _: f"it does not tell {' and '.join(CONTROLS)} from truth here"
+    )
+    about_it = ABOUT.format(name=extractor.name, frames=extractor.frames)
     data = {
         "about": {"features": extractor.name, "frames": extractor.frames, **(about or {})},
         "distances": {name: {m: value.plain() for m, value in each.items()} for name, each in found.items()},
     }
-    return Section("fvd", "Distribution, by a network of the user's", " ".join(said), tables, (), data)
+    return Section("fvd", "Distribution, by a network of the user's", " ".join([about_it, *left_out]), tables, (), data)

@@ -63,6 +63,7 @@ POND_LAWS = {  # which motions of one actor can break them
 }
 FASTER, SLOWER = 2.0, 0.4  # factors of a change of speed without a cause
 EARLIEST = 6  # frame before which nothing is broken: five may be given
+LEAST_FRAMES = EARLIEST + 5  # of a clip in which a law can be broken
 NEXT = 2**44  # from one candidate seed to the next; keeps all of them above those that training draws
 
 
@@ -84,8 +85,8 @@ def make_twins(world: str, law: str, seed: int, shape: VideoShape, fps: float) -
     Raises ValueError for an unknown world or law and for clips too short to break anything in.
     """
     make = choose("world", world, {"balls": ball_twins, "pond": pond_twins})
-    if shape.frames < EARLIEST + 5:
-        raise ValueError(f"{shape.frames} frames: too few to break a law in; give at least {EARLIEST + 5}")
+    if shape.frames < LEAST_FRAMES:
+        raise ValueError(f"{shape.frames} frames: too few to break a law in; give at least {LEAST_FRAMES}")
     return make(law, seed, shape, fps)
 
 
