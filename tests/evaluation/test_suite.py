@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def cheat(number: int, seed: int):
     return make
 
 
+def never(prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
+    """A model that must not be asked, because its clips are there."""
+    raise AssertionError(f"asked for {paths}")
+
+
 def test_prompts_are_fixed_varied_and_never_those_of_training():
     prompts = draw_prompts(30, seed=3)
     assert prompts == draw_prompts(30, seed=3)
@@ -64,7 +70,7 @@ def test_what_lies_outside_the_range_is_refused(prompts, seed):
 
 def test_a_model_that_shows_the_truth_scores_like_the_truth(tmp_path):
     codec = (Echo(), Echo())
-    subject = Subject(SHAPE, 8.0, cheat(4, 1000), codec=codec, about={"model": "cheat"})
+    subject = Subject(SHAPE, 8.0, cheat(4, 1000), codec=codec, about={"model": "cheat", "weights": "the truth"})
     evaluate(subject, tmp_path, only=("adherence",), prompts=4, seed=1000, progress=False)
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     scores = report["sections"]["adherence"]["data"]["scores"]
@@ -74,8 +80,9 @@ def test_a_model_that_shows_the_truth_scores_like_the_truth(tmp_path):
     assert report["about"]["model"] == "cheat"
     assert len(list((tmp_path / "model").glob("*.mp4"))) == 4
     before = (tmp_path / "report.json").read_bytes()
-    evaluate(subject, tmp_path, only=("adherence",), prompts=4, seed=1000, progress=False)
-    assert (tmp_path / "report.json").read_bytes() == before
+    for folder, again in ((tmp_path / "anew", subject), (tmp_path, replace(subject, generates=never))):
+        evaluate(again, folder, only=("adherence",), prompts=4, seed=1000, progress=False)
+        assert (folder / "report.json").read_bytes() == before
 
 
 def test_a_model_that_always_shows_the_same_fails_and_its_failures_are_shown(tmp_path):
@@ -103,3 +110,14 @@ def test_what_is_unknown_is_refused_before_anything_is_written(tmp_path):
         evaluate(subject, tmp_path / "new", only=("adherance",))
     assert set(SUITES) == {"quick", "full"}
     assert not (tmp_path / "new").exists()
+
+
+def test_clips_too_short_for_a_broken_law_are_a_gap_and_the_rest_goes_on(tmp_path):
+    def scores(clips, prompt, levels, seed):
+        raise AssertionError("asked for what cannot be measured")
+
+    subject, said = Subject(VideoShape(9, 64, 64), 8.0, scores_noise=scores), []
+    only = ("adherence", "preference")
+    sections = evaluate(subject, tmp_path, only=only, prompts=1, seed=1000, tell=said.append, progress=False)
+    assert [section.name for section in sections] == ["adherence", "preference"]
+    assert said == ["not measured: preference: clips of 9 frames are too short to break a law in; 11 are enough"]

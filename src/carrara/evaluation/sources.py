@@ -7,7 +7,7 @@ made of the truth's files as these are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from carrara.core.progress import progress_bar
 from carrara.core.types import Decoder, Encoder, VideoShape
 from carrara.data.pond.render import render
 from carrara.evaluation.controls import CONTROLS, Control
+from carrara.evaluation.kept import Made, digest
 from carrara.evaluation.prompts import Prompt
 
 MODEL, RECONSTRUCTION, TRUTH = "model", "reconstruction", "truth"
@@ -62,24 +63,30 @@ def make_sources(
     fps: float,
     codec: tuple[Encoder, Decoder] | None,
     progress: bool | None = None,
+    by: str | None = None,
 ) -> list[Source]:
     """Write the clips of every maker, of the autoencoder and of the truth, each into a folder of its name.
 
-    makers: what generates, by name. Returns these sources in that order, then the controls.
+    makers: what generates, by name; by: what makes clips (`kept.identity`), of which those that it made before
+    for the same prompts stay. Returns these sources in that order, then the controls.
     """
-    found = []
+    found, asked = [], [digest(asdict(prompt)) for prompt in prompts]
     for name in (*makers, *((RECONSTRUCTION,) if codec else ()), TRUTH):
         home = folder / name.replace(" ", "-").replace(",", "")
         home.mkdir(parents=True, exist_ok=True)
         paths = tuple(home / f"{index:04d}.mp4" for index in range(len(prompts)))
+        made = Made(home, None if name == TRUTH else by)
+        missing = [n for n, path in enumerate(paths) if not made.has(path, asked[n])]
         with progress_bar(f"{name}: clips", progress) as show:
-            for start in range(0, len(prompts), BATCH):
-                part, places = prompts[start : start + BATCH], paths[start : start + BATCH]
+            for start in range(0, len(missing), BATCH):
+                chosen = missing[start : start + BATCH]
+                part, places = [prompts[n] for n in chosen], [paths[n] for n in chosen]
                 if name in makers:
                     makers[name]([p.text for p in part], [p.seed for p in part], places)
                 else:
                     write_truth(part, places, shape, fps, codec if name == RECONSTRUCTION else None)
-                show(start + len(part), len(prompts))
+                made.add(places, [asked[n] for n in chosen])
+                show(len(prompts) - len(missing) + start + len(part), len(prompts))
         found.append(Source(name, paths))
     return [*found, *(Source(name, found[-1].paths, control) for name, control in CONTROLS.items())]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from carrara.core.progress import progress_bar
 from carrara.core.types import Decoder, Encoder, VideoShape
 from carrara.evaluation.distribution.fvd import Extractor
+from carrara.evaluation.kept import answering, identity
 from carrara.evaluation.physics.continuation import Continues, known_frames
 from carrara.evaluation.physics.preference import ScoresNoise
 from carrara.evaluation.prompts import MOST_SEED, Prompt, draw_prompts
@@ -43,6 +44,20 @@ class Subject:
     def makers(self) -> dict[str, Generates]:
         """What generates, by the name of its column; the model comes first."""
         return ({MODEL: self.generates} if self.generates else {}) | dict(self.baselines)
+
+    @property
+    def identity(self) -> str | None:
+        """What makes its clips, by which they are known again; None where `about` does not name the weights."""
+        return identity(self.about, vars(self.shape), self.fps)
+
+    def keeping(self, folder: Path) -> Subject:
+        """The same, with what it answers kept in a folder: asked again, it is not computed again."""
+        by, continues, scores = self.identity, self.continues, self.scores_noise
+        return replace(
+            self,
+            continues=answering(continues, folder, by and f"{by} continues") if continues else None,
+            scores_noise=answering(scores, folder, by and f"{by} scores") if scores else None,
+        )
 
     @property
     def known(self) -> int:
@@ -94,7 +109,9 @@ class Run:
         """The clips of these prompts by every source."""
         subject = self.subject
         makers = {name: make for name, make in subject.makers.items() if baselines or name == MODEL}
-        return make_sources(prompts, folder, makers, subject.shape, subject.fps, subject.codec, self.progress)
+        return make_sources(
+            prompts, folder, makers, subject.shape, subject.fps, subject.codec, self.progress, subject.identity
+        )
 
     @property
     def reference_seed(self) -> int:

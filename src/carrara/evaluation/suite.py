@@ -1,7 +1,8 @@
 """Measuring a model: the same parts for every model, each a section of one report, with ceilings and controls.
 
 A model comes as a `Subject`, a handful of callables; what it cannot do leaves a section that says so. The report is
-written again after every part, so that a long run that stops halfway leaves what it has found.
+written again after every part, so that a long run that stops halfway leaves what it has found; and the same run begun
+again in the same folder makes only what is missing (`kept`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from carrara.core.config import choose
 from carrara.core.files import check_folder
-from carrara.evaluation.distribution.fvd import load_extractor
+from carrara.evaluation.distribution.fvd import check_asked, load_extractor
+from carrara.evaluation.kept import ANSWERS
 from carrara.evaluation.parts import PARTS
 from carrara.evaluation.prompts import HELD_IN_START, HELD_OUT_START, MOST_PROMPTS, check_prompts, check_seed
 from carrara.evaluation.report.sections import Section, write_report
@@ -41,13 +43,14 @@ def evaluate(
     folder, size = Path(folder), choose("suite", suite, SUITES)
     wanted = only or [name for name in PARTS if name != "fvd" or fvd is not None]
     parts = {name: choose("part", name, PARTS) for name in wanted}
+    check_asked(fvd, parts)
     check_seed(seed)
     if prompts is not None:
         check_prompts(prompts)
         size = replace(size, prompts=prompts)
     check_folder(folder)
     extractor = load_extractor(fvd) if fvd is not None else None
-    run = Run(subject, size, seed, folder, progress, extractor)
+    run = Run(subject.keeping(folder / ANSWERS), size, seed, folder, progress, extractor)
     shape = subject.shape
     about = dict(subject.about) | {
         "suite": suite,
