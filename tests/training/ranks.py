@@ -50,7 +50,7 @@ class Denoising:
         denoiser, words = DiT(SIZES), nn.Embedding(5, 16)
         for parameter in (*denoiser.parameters(), *words.parameters()):
             nn.init.normal_(parameter, std=0.2, generator=generator)
-        self.module: nn.Module = nn.ModuleDict({"denoiser": denoiser, "words": words})
+        self.words, self.module = words, nn.ModuleDict({"denoiser": denoiser, "words": words})
         self.losses: dict[int, list[float]] = {}
         self.rows = 3 if uneven else 4
 
@@ -73,7 +73,7 @@ class Denoising:
         return {"loss": loss, "twice": 2 * loss.detach()}
 
     def flow(self, x: Tensor, levels: Tensor, words: Sequence[int]) -> Tensor:
-        states = self.module["words"](torch.tensor(words))[:, None].expand(-1, 3, -1)
+        states = self.words(torch.tensor(words))[:, None].expand(-1, 3, -1)
         text = TextStates(states, torch.full((len(words),), 2), 6)
         return self.module["denoiser"](x, levels, text)
 
@@ -84,13 +84,22 @@ class Denoising:
     def picture(self) -> Tensor:
         """From keys that are read outside of a forward pass, as samplers do."""
         denoiser, batch = self.module["denoiser"], self.batch(10**6)
-        states = self.module["words"](torch.tensor(batch["words"]))[:, None]
+        states = self.words(torch.tensor(batch["words"]))[:, None]
         keys = denoiser.read_text(TextStates(states, torch.ones(self.rows, dtype=torch.int64), 2))
         made = denoiser(batch["latents"], torch.full((self.rows,), 0.5), keys)
         return (made[0, 0, 0].abs() * 20).clamp(max=255).to(torch.uint8)[..., None].expand(-1, -1, 3)
 
     def export(self, folder: Path) -> None:
         save_weights(self.module.state_dict(), folder / "weights.safetensors")
+
+
+class WordsKept(Denoising):
+    """The transformer alone learns, so that every weight is sharded and no process holds a copy of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words.requires_grad_(False)
+        self.module = nn.ModuleDict({"denoiser": self.module["denoiser"]})
 
 
 def run(folder: Path, config: TrainConfig = CONFIG, phase: Denoising | None = None) -> Denoising:
@@ -129,6 +138,7 @@ def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
 def train_all(folder: Path) -> None:
     """Runs of two processes, some of which go on from what one process has saved."""
     run(folder / "sharded")
+    run(folder / "words-kept", CONFIG, WordsKept())
     run(folder / "copied", replace(MUON, parallel=Parallel(shard=False)))
     run(folder / "uneven", CONFIG, Denoising(uneven=True))
     run(folder / "sequence", replace(CONFIG, pieces=1, parallel=Parallel(sequence=2, recompute=True)))

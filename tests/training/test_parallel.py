@@ -49,6 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, ranks.__file__, str(top)], env=environment)
     one = ranks.run(top / "one")
+    ranks.run(top / "one-words-kept", ranks.CONFIG, ranks.WordsKept())
     ranks.run(top / "one-constant", ranks.CONSTANT)
     ranks.run(top / "one-piece", replace(ranks.CONFIG, pieces=1))
     ranks.run(top / "one-uneven", ranks.CONFIG, ranks.Denoising(uneven=True))
@@ -79,6 +80,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
         ("muon", "one-muon"),
         ("sequence", "one-piece"),
         ("uneven", "one-uneven"),
+        ("words-kept", "one-words-kept"),
         ("begun-by-one", "one-constant"),
         ("begun-by-two", "one-constant"),
     ],

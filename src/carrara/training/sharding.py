@@ -103,8 +103,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _square_sum(gradients: Iterable[Tensor | None]) -> Tensor:
-    norms = torch._foreach_norm([g for g in gradients if g is not None and g.numel()])
-    return torch.stack(norms).square().sum() if norms else torch.zeros(())
+    found = [g for g in gradients if g is not None and g.numel()]
+    return torch.stack(torch._foreach_norm(found)).square().sum() if found else torch.zeros(())
 
 
 def spread(module: nn.Module, team: Team, config: TrainConfig) -> Held:
