@@ -198,7 +198,7 @@ def test_latents_of_the_pond_are_told_anew_at_every_visit(recipe, tiny_folder, t
         LatentVideo.load(tiny_folder),
         PixelSource(VideoShape(9, 16, 32), 8.0, SINGLES, torch.device("cpu")),
     )
-    encode_clips(tmp_path / "own", source, system.autoencoder, 0, 4, "as it was trained", 4)
+    encode_clips(tmp_path / "own", source, lambda: system.autoencoder, 0, 4, "as it was trained", 4)
     phase, _ = replace(recipe, clips=(str(tmp_path / "own"),)).phase(tmp_path / "run")
     told = [phase.batch(step).captions for step in range(8)]
     assert len({caption for captions in told for caption in captions}) > 8

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as once
 from pathlib import Path
 from typing import Self
 
@@ -49,7 +50,7 @@ from carrara.recipes.pond_shapes import bucket_batch, bucket_source, taking_turn
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
 from carrara.systems.find import find_model
-from carrara.systems.folder import read_autoencoder
+from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.phases import DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
@@ -149,28 +150,30 @@ class PondRecipe:
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
         stage, source = self.denoiser, self.source(self.denoiser.mix, device)
-        clips = self._cached(folder / "latents", source, CACHED_SCENES, stage.clips, trained, device)
-        held_out = folder / "latents-validation"
-        return clips, self._cached(held_out, source, VALIDATION_SCENES, stage.validation, trained, device)
+        cached = self._encoding(trained, device)
+        clips = cached(folder / "latents", source, CACHED_SCENES, stage.clips)
+        return clips, cached(folder / "latents-validation", source, VALIDATION_SCENES, stage.validation)
 
     def cache_buckets(self, folder: Path, trained: Path, device: torch.device) -> list[LatentCache]:
         """The training clips of the other shapes, of the same scenes."""
-        stage, caches = self.denoiser, []
+        stage, cached, caches = self.denoiser, self._encoding(trained, device), []
         for name, shape in stage.buckets.parsed().items():
             source = bucket_source(shape, self.shape, stage.buckets, self.fps, stage.mix, device)
             home = folder / f"latents-{name}{'-cropped' if stage.buckets.crop else ''}"
             count = stage.buckets.clips or stage.clips
-            caches.append(self._cached(home, source, CACHED_SCENES, count, trained, device))
+            caches.append(cached(home, source, CACHED_SCENES, count))
         return caches
 
-    def _cached(
-        self, folder: Path, source: ClipSource, first: int, count: int, trained: Path, device: torch.device
-    ) -> LatentCache:
-        made_by = fingerprint(sorted(trained.iterdir()))
-        with alone_first():
-            autoencoder = read_autoencoder(trained).to(device)
-            encode_clips(folder, source, autoencoder, first, count, made_by, self.denoiser.shard)
-        return LatentCache.open(folder, made_by, device)
+    def _encoding(self, trained: Path, device: torch.device) -> Callable[[Path, ClipSource, int, int], LatentCache]:
+        """How clips come into a cache: of a folder, a source, the first scene and their number."""
+        made_by, encoder = fingerprint(sorted(trained.iterdir())), once(lambda: read_autoencoder(trained).to(device))
+
+        def cached(folder: Path, source: ClipSource, first: int, count: int) -> LatentCache:
+            with alone_first():
+                encode_clips(folder, source, encoder, first, count, made_by, self.denoiser.shard)
+            return LatentCache.open(folder, made_by, device)
+
+        return cached
 
     def train_denoiser(
         self,
@@ -278,7 +281,7 @@ class PondRecipe:
         whole["denoiser"].pop("flops")  # which this is too
         if not self.denoiser.buckets.shapes:  # runs from before there were any go on
             whole["denoiser"].pop("buckets")
-        begun = {"start": self.begun(torch.device("cpu")).system.fingerprint} if self.start else {}
+        begun = {"start": recognise(find_model(self.start)).fingerprint()} if self.start else {}
         return {**{key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}, **begun}
 
 

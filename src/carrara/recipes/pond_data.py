@@ -165,16 +165,20 @@ def train_pond_tokenizer() -> Tokenizer:
 def encode_clips(
     folder: Path,
     source: ClipSource,
-    autoencoder: VideoAutoencoder,
+    encoder: Callable[[], VideoAutoencoder],
     first: int,
     count: int,
     made_by: str,
     shard: int,
 ) -> None:
-    """Render scenes and keep their latents, the scenes, and some keyframes of each clip: any ones, and the last."""
+    """Render scenes and keep their latents, the scenes, and some keyframes of each clip: any ones, and the last.
+
+    encoder: asked for the autoencoder where a shard is missing, and not otherwise.
+    """
 
     @torch.no_grad()
     def produce(start: int, stop: int) -> Iterator[LatentBatch]:
+        autoencoder = encoder()
         for at in range(start, stop, ENCODE_BATCH):
             numbers = range(first + at, first + min(at + ENCODE_BATCH, stop))
             scenes = source.scenes(numbers.start, len(numbers))
