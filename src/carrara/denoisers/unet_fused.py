@@ -114,10 +114,8 @@ class _AttendSpace(Function):
         shares = qkv.new_empty(n, heads, p, p) if learns else None
         for rows in _pieces(n, heads * p * p):
             q, k, v = _heads(split[rows])
-            share = _softmax(q @ k.transpose(-1, -2))
+            share = _softmax(q @ k.transpose(-1, -2), None if shares is None else shares[rows])
             made[rows] = (share @ v).transpose(1, 2)
-            if shares is not None:
-                shares[rows] = share
         if shares is not None:
             ctx.save_for_backward(split, shares)
         return made.flatten(2)
@@ -140,25 +138,38 @@ class _AttendSpace(Function):
 class _AttendTime(Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = rearrange(qkv, "b f p (three k c) -> three b p k f c", three=3, k=len(bias)).contiguous()
-        scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)).mul_(q.shape[-1] ** -0.5).add_(bias)
+        q, k, v = _by_place(qkv, 3 * len(bias)).chunk(3)
+        scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)).mul_(q.shape[-1] ** -0.5).add_(bias[:, None])
         share = scores.softmax(-1)
         ctx.save_for_backward(q, k, v, share)
-        return rearrange(share.to(v.dtype) @ v, "b p k f c -> b f p (k c)")
+        return _by_frame(share.to(v.dtype) @ v, len(qkv))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, share = ctx.saved_tensors
-        heads, factor = q.shape[2], q.shape[-1] ** -0.5
-        outer = rearrange(gradient, "b f p (k c) -> b p k f c", k=heads).contiguous()
+        outer = _by_place(gradient, len(q))
         by_shares = (outer @ v.transpose(-1, -2)).to(share.dtype)
         by_scores = torch._softmax_backward_data(by_shares, share, -1, share.dtype)
-        by_bias = by_scores.sum((0, 1)) if ctx.needs_input_grad[1] else None
-        by_scores = by_scores.mul_(factor).to(q.dtype)
-        by_v = share.to(v.dtype).transpose(-1, -2) @ outer
-        by_qkv = torch.stack((by_scores @ k, by_scores.transpose(-1, -2) @ q, by_v))
-        return rearrange(by_qkv, "three b p k f c -> b f p (three k c)"), by_bias
+        by_bias = by_scores.sum(1) if ctx.needs_input_grad[1] else None
+        by_scores = by_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+        by_qkv = q.new_empty(3, *q.shape)
+        torch.matmul(by_scores, k, out=by_qkv[0])
+        torch.matmul(by_scores.transpose(-1, -2), q, out=by_qkv[1])
+        torch.matmul(share.to(v.dtype).transpose(-1, -2), outer, out=by_qkv[2])
+        return _by_frame(by_qkv.flatten(0, 1), len(gradient)), by_bias
+
+
+def _by_place(x: Tensor, heads: int) -> Tensor:
+    """`b f p (k c)` to `k (b p) f c`: by two copies of long rows, which together take a fraction of one that jumps."""
+    places = x.transpose(1, 2).contiguous()
+    return rearrange(places, "b p f (k c) -> k (b p) f c", k=heads).contiguous()
+
+
+def _by_frame(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `_by_place`."""
+    places = rearrange(x, "k n f c -> n f k c").contiguous()
+    return rearrange(places, "(b p) f k c -> b f p (k c)", b=batch).contiguous()
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +189,8 @@ def _heads(split: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (q * split.shape[-1] ** -0.5).contiguous(), k.contiguous(), v.contiguous()
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def _softmax(scores: Tensor, out: Tensor | None = None) -> Tensor:
     if scores.shape[-1] >= MANY:
-        return scores.softmax(-1)
-    return scores.to(wide(scores.dtype)).softmax(-1).to(scores.dtype)
+        return torch.softmax(scores, -1, out=out)
+    share = scores.to(wide(scores.dtype)).softmax(-1)
+    return share.to(scores.dtype) if out is None else out.copy_(share)
