@@ -237,8 +237,8 @@ def _chunk(system: LatentVideo, latent: LatentShape, frames: int, first: bool) -
     """Bytes at the worst moment of so many latent frames, beside what is kept.
 
     Within the decoder that is where a convolution's input is put together: what the block was given is alive, what is
-    normed, the same with two frames of the past before it (zeros of their own in a first chunk), and two pieces on
-    which the norm works. The last chunk's frames are then still with whoever writes them. Or it is behind the decoder,
+    normed, the same with two frames of the past before it (zeros of their own in a first chunk), and a piece on which
+    the norm works. The last chunk's frames are then still with whoever writes them. Or it is behind the decoder,
     where frames become bytes.
     """
     config, size = system.autoencoder.config, _vae_bytes(system)
@@ -249,8 +249,8 @@ def _chunk(system: LatentVideo, latent: LatentShape, frames: int, first: bool) -
         entering = max(enter * (2 * frames + past), enter * frames + width * (2 * frames + past))
         inside = width * (3 * frames + past)
         frame = size * max(enter, width) * area
-        pieces = 2 * frame * min(frames, max(1, _CACHED // frame))
-        worst = max(worst, size * area * (around + max(entering, inside)) + pieces)
+        piece = frame * min(frames, max(1, _CACHED // frame))
+        worst = max(worst, size * area * (around + max(entering, inside)) + piece)
         if not last:
             if config.temporal_upsample[level]:
                 frames = 2 * frames - 1 if first else 2 * frames
