@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from carrara.core.config import nearest
+from carrara.systems.hub_resume import LARGE, fetch_large
 from carrara.systems.releases import RELEASES
 
 WANTED = ("*.json", "*.safetensors", "*.pth", "*.model")
@@ -25,10 +26,11 @@ def is_hub_name(model: str) -> bool:
     return _NAME.fullmatch(model) is not None and ".." not in model
 
 
-def fetch(name: str, cache: Path | None = None, endpoint: str | None = None) -> Path:
+def fetch(name: str, cache: Path | None = None, endpoint: str | None = None, large: int = LARGE) -> Path:
     """The folder of a model of the hub, fetched where it is not in the cache yet.
 
-    What was interrupted is gone on with: files that came whole are kept, a broken connection goes on where it broke.
+    What was interrupted is gone on with: files that came whole are kept, and files of at least `large` bytes go on
+    where they ended, in a later call too.
     cache: the library's own by default (HF_HOME). Raises ValueError, one line, where it cannot be had.
     """
     from huggingface_hub import constants, snapshot_download
@@ -42,9 +44,13 @@ def fetch(name: str, cache: Path | None = None, endpoint: str | None = None) -> 
         pass
     try:
         files = snapshot_download(name, dry_run=True, **asked)
-        check_disk(name, sum(file.file_size for file in files if file.will_download), cache)
+        missing = [file for file in files if file.will_download]
+        check_disk(name, sum(file.file_size for file in missing), cache)
+        fetch_large(name, [(file.filename, file.commit_hash) for file in missing], cache, endpoint, large)
         return Path(snapshot_download(name, **asked))
-    except OSError as error:
+    except Exception as error:  # broken connections are errors of the hub's HTTP library, which are no OSError
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise
         cause = error.__cause__ or error
         if isinstance(cause, GatedRepoError):
             raise ValueError(
