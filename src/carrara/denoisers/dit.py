@@ -33,6 +33,7 @@ from carrara.denoisers.dit_config import (
 from carrara.denoisers.image import ImageEmbedding, norm32
 from carrara.denoisers.text_keys import Pair, TextKeys
 from carrara.nn.attention import Attention, CrossAttention
+from carrara.nn.compiling import compile_each, is_compiled
 from carrara.nn.fused import gated_sum, modulated_norm
 from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype
 from carrara.nn.packing import pack
@@ -248,6 +249,21 @@ class DiT(nn.Module):
         """
         for block in self.blocks:
             pack((block.self_attention.q, block.self_attention.k, block.self_attention.v))
+
+    def compile_blocks(self) -> None:
+        """Let the blocks run compiled (`nn/compiling.py`): the same to rounding.
+
+        Raises ValueError where there is no compiler, and for blocks that come and go.
+        """
+        if not isinstance(self.blocks, nn.ModuleList):
+            raise ValueError(
+                "compile: blocks that come in one at a time are not compiled; leave out compile or offload"
+            )
+        compile_each(self.blocks)
+
+    @property
+    def compiled(self) -> bool:
+        return isinstance(self.blocks, nn.ModuleList) and is_compiled(self.blocks)
 
     def init_weights(self, seed: int | Generator) -> None:
         """Draw fresh weights. Gates, the cross-attention's output and the head are zero: every block is the identity

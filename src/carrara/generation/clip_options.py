@@ -29,12 +29,16 @@ class SamplingOptions:
     """Solver, such as unipc, euler, ddim."""
     shift: Number = None
     """How far the noise levels are shifted towards noise."""
+    reuse: Number = None
+    """Approximate: skip the transformer where its first block changed by less than this share, such as 0.05."""
+    interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Approximate: noise levels in [0, 1] between which guidance acts, such as 0.2 0.8."""
     lora: Adapters = ()
     """Adapter to put on the model, and how much it counts, by default 1; may be repeated."""
 
     def sampling(self) -> dict[str, Any]:
         """What a `Request` takes of it."""
-        return {name: getattr(self, name) for name in ("steps", "guidance", "sampler", "shift")}
+        return {name: getattr(self, name) for name in ("steps", "guidance", "sampler", "shift", "reuse", "interval")}
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ class ClipOptions(SamplingOptions):
     """Replace files that exist."""
 
 
-def load_model(name: str | None, loras: Sequence[str], offload: bool = False) -> Model:
+def load_model(name: str | None, loras: Sequence[str], offload: bool = False, compile: bool = False) -> Model:
     """The model of this name, pond if none, with its adapters; says where one was trained on another model."""
     from carrara.generation.run import load
 
-    model = load(name or "pond", offload, loras)
+    model = load(name or "pond", offload, loras, compile)
     if loras:
         from carrara.generation.adapters import other_base
 

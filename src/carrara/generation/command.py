@@ -72,6 +72,8 @@ class Generate(ClipOptions):
     """With --known-by guide: how strongly the rest is pulled towards what is known."""
     offload: bool = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
+    compile: bool = False
+    """Compile the transformer: faster steps after some seconds; for long clips or many prompts."""
     sheet: bool = False
     """Also write the frames side by side, as a .png beside the clip."""
 
@@ -108,7 +110,7 @@ def _make(options: Generate) -> int:
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
     values |= options.sampling()
-    model = load_model(options.model, options.lora, options.offload)
+    model = load_model(options.model, options.lora, options.offload, options.compile)
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -140,7 +142,7 @@ def names_of(prompts: Sequence[str], conditions: Conditions) -> list[str]:
 
 
 def _remake(options: Generate) -> int:
-    allowed = {"source", "output", "model", "lora", "offload", "sheet", "overwrite"}
+    allowed = {"source", "output", "model", "lora", "offload", "compile", "sheet", "overwrite"}
     given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) != f.default]
     if given:
         shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
@@ -155,6 +157,7 @@ def _remake(options: Generate) -> int:
     from carrara.generation.manifest import Software
     from carrara.generation.request import Request
     from carrara.generation.run import load
+    from carrara.systems.compiling import has_compiler
 
     saved, manifest = read_source(source)
     suffix = source.suffix if saved is None else ".mp4"
@@ -162,7 +165,8 @@ def _remake(options: Generate) -> int:
     (path,) = output_paths(names_of([manifest.prompt], manifest.asked()), output, suffix)
     check_outputs(path, options)
     loras = options.lora or tuple(f"{path}:{weight!r}" for path, weight, _ in manifest.loras)
-    model = load(options.model or manifest.model, options.offload, loras)
+    compiled = options.compile or (manifest.software.compiled and has_compiler())
+    model = load(options.model or manifest.model, options.offload, loras, compiled)
     model.check_fingerprint(manifest, source)
     plan = replace(model.plan(Request.from_manifest(manifest)), model=manifest.model)
     torch.set_num_threads(manifest.software.threads)

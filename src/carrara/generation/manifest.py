@@ -37,6 +37,7 @@ class Software:
     device: str
     dtype: str
     threads: int
+    compiled: bool = False
 
     @classmethod
     def here(cls, system: LatentVideo) -> Software:
@@ -50,6 +51,7 @@ class Software:
             device=str(weight.device),
             dtype=str(weight.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
+            compiled=getattr(system.denoiser, "compiled", False),
         )
 
 
@@ -83,6 +85,8 @@ class Manifest:
     def to_json(self) -> str:
         values = to_dict(self)
         unused = [name for name in _OPTIONAL if not values[name]]
+        if not self.software.compiled:
+            del values["software"]["compiled"]
         return json.dumps({name: value for name, value in values.items() if name not in unused}, ensure_ascii=False)
 
     def asked(self, where: str = "manifest") -> Conditions:

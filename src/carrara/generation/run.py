@@ -28,6 +28,7 @@ from carrara.generation.manifest import Manifest, Software
 from carrara.generation.passes import Frame, Told, tell
 from carrara.generation.request import Plan, Request, resolve
 from carrara.generation.timeline import Timeline, Window
+from carrara.systems.compiling import check_compiler, compile_networks
 from carrara.systems.latent import LatentVideo, Watch
 from carrara.systems.registry import load_system
 
@@ -243,20 +244,26 @@ def _remove(files: list[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def load(model: str | Path = "pond", offload: bool = False, loras: Sequence[str] = ()) -> Model:
+def load(model: str | Path = "pond", offload: bool = False, loras: Sequence[str] = (), compile: bool = False) -> Model:
     """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
     A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too;
-    loras: adapters to put on it, each FOLDER or FOLDER:WEIGHT.
+    loras: adapters to put on it, each FOLDER or FOLDER:WEIGHT; compile: its transformers run through `torch.compile`,
+    which costs seconds at the first step of every shape and is the same to rounding.
     Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, for a model that does not
-    fit into memory, and for an adapter that does not fit the model.
+    fit into memory, for an adapter that does not fit the model, and where nothing can be compiled.
     """
+    if compile:
+        check_compiler()
     folder = find_model(model)
     adapters = read_loras(loras)
     try:
         check_room(folder, offload=offload)
         system = load_system(folder, offload)
-        return Model(str(model), system, put_on(system, adapters))
+        made = Model(str(model), system, put_on(system, adapters))
+        if compile:
+            compile_networks(system)
+        return made
     except (KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: not a model that runs here, or damaged ({error!r})") from error
 

@@ -53,6 +53,7 @@ class TrainConfig:
     are validated and exported to `kept/step-<n>`, so that one run at a constant rate gives models of several budgets.
     `pieces`: every batch is computed in so many parts with draws of their own, one after the other or on as many
     processes; the same run on any number of processes that divides it. 0: as many as there are processes, 1 on one.
+    `compile`: the blocks of transformers run through `torch.compile` (needs a C++ compiler; one process).
     """
 
     steps: int | None = None
@@ -79,6 +80,7 @@ class TrainConfig:
     keep: tuple[int, ...] = ()
     threads: int = 0
     pieces: int = 0
+    compile: bool = False
     parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:

@@ -115,6 +115,8 @@ class _Run:
                 f"parallel.sequence={team.sequence}: a content head looks at all tokens at once; "
                 "set alignment.weight to 0 or parallel.sequence to 1"
             )
+        if config.compile:
+            _compile(self.module, team)
         self.held = held = spread(self.module, team, config)
         self.device = next(iter(held.local.values())).device
         self.average = Average(held.local, in_place=bool(held.rows))
@@ -338,6 +340,17 @@ class _Run:
                 yield
         finally:
             self.module.train(training)
+
+
+def _compile(module: nn.Module, team: Team) -> None:
+    """Let the networks of a phase that can run compiled do so. Raises ValueError where none can."""
+    if not team.alone:
+        raise ValueError("compile=True: blocks are compiled on one process only; leave it out on several")
+    found = [part for part in module.modules() if hasattr(part, "compile_blocks")]
+    if not found:
+        raise ValueError("compile=True: this phase trains nothing that is compiled; leave it out")
+    for part in found:
+        part.compile_blocks()  # type: ignore[operator]
 
 
 def _due(every: int, step: int) -> bool:
