@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from carrara.evaluation.reading.colours import Array
-from carrara.evaluation.reading.segments import CROSS, actor_alpha, edge_of, pieces
+from carrara.evaluation.reading.masks import CROSS, actor_alpha, edge_of, pieces
 from carrara.evaluation.reading.stage import Stage
 
 FASTEST = (1.4, 3.0)  # world units per second sideways and up or down: an orbit, a fall from the top

@@ -20,7 +20,7 @@ from scipy import ndimage
 from carrara.data.pond.shapes import outline
 from carrara.evaluation.permanence.tracks import Body, Life, Lives, read_lives
 from carrara.evaluation.reading.clip import ActorReading, read_actor
-from carrara.evaluation.reading.segments import Sights, actor_alpha, sight
+from carrara.evaluation.reading.masks import Sights, actor_alpha, sight
 from carrara.evaluation.reading.stage import RIM, Stage, read_stage
 
 PLACE = 0.35  # widths off the path, beyond which an actor comes out at another place

@@ -1,8 +1,9 @@
 """Reading a clip: what can be seen in it, from its pixels alone, with no network and no learned judge.
 
-In order: what stands still (`stage`), where the actors are (`segments`), which shape and how large (`silhouettes`), in
-what colour (`colours`), doing what (`tracks`). What cannot be read is None. Not standard in evaluation: because the
-pond's world is known, every reading is a measurement against the pond's own painters, shapes and motions.
+In order: what stands still (`stage`), where the actors are (`masks`, `segments`), which shape and how large
+(`silhouettes`, `against`), in what colour (`colours`), doing what (`tracks`). What cannot be read is None. Not standard
+in evaluation: because the pond's world is known, every reading is a measurement against the pond's own painters, shapes
+and motions.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from carrara.core.media import read_video
 from carrara.data.pond.shapes import SHAPES
 from carrara.data.pond.world import SIZES
+from carrara.evaluation.reading.against import templates_against
 from carrara.evaluation.reading.colours import Array, name_colour
-from carrara.evaluation.reading.segments import Sights, find_actors
-from carrara.evaluation.reading.silhouettes import GRID, SPAN, match, normalise, plainness, templates
+from carrara.evaluation.reading.masks import Sights
+from carrara.evaluation.reading.segments import find_actors
+from carrara.evaluation.reading.silhouettes import GRID, SPAN, Templates, match, normalise, plainness, templates
 from carrara.evaluation.reading.stage import Stage, read_stage
 from carrara.evaluation.reading.tracks import Floats, Track, polar, read_motion, turning
 
@@ -99,7 +102,8 @@ def read_clip(frames: NDArray[np.uint8] | Any, fps: float) -> Reading:
 @dataclass(frozen=True)
 class Views:
     """One actor in the frames `seen` (m of them): normalised masks and plain parts `m p`, areas in pixels `m`,
-    centroids `m 2` (x, y in pixels of the canvas), and which frames show it whole, `m`."""
+    centroids `m 2` (x, y in pixels of the canvas), and which frames show it whole, `m`; behind: CIELAB `3` of what it
+    stands in front of."""
 
     seen: NDArray[np.int64]
     masks: Array
@@ -107,6 +111,7 @@ class Views:
     areas: Floats
     places: Floats
     whole: NDArray[np.bool_]
+    behind: Floats
 
 
 def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
@@ -119,24 +124,26 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     views, share = look(sights)
     colour = name_colour(share)
     spin = read_turning(stage, views)
-    fit = match(views.masks, views.plains, colour, spins=math.isfinite(spin) and spin != 0)
-    names = templates().names
+    known, own = (templates(), None) if colour is None else templates_against(colour, views.behind)
+    fit = match(views.masks, views.plains, known, own, spins=math.isfinite(spin) and spin != 0)
+    names = known.names
     weight = np.where(views.whole, views.areas, 0)  # larger is clearer
     support = {name: float(np.average(fit[:, names == name].max(axis=1), weights=weight)) for name in SHAPES}
     name = max(support, key=lambda option: support[option])
     hollow = name in ("ball", "ring") and filled(views.masks, weight) < HOLLOW
     if hollow:
         name = "ring"  # the hole of a small ball-like thing is blurred, but nothing else has one
-    track, motion = read_track(stage, views, np.where(names == name, fit, -1).argmax(axis=1), times, spin)
-    known = support[name] >= (RINGED if hollow else ALIKE)
+    poses = np.where(names == name, fit, -1).argmax(axis=1)
+    track, motion = read_track(stage, views, known, poses, times, spin)
+    fits = support[name] >= (RINGED if hollow else ALIKE)
     area = nowhere.copy()
     area[views.seen] = views.areas / stage.unit**2
     return ActorReading(
-        kind=name.split()[0] if known else None,
+        kind=name.split()[0] if fits else None,
         colour=colour,
-        size=read_size(track.radius, motion) if known else None,
+        size=read_size(track.radius, motion) if fits else None,
         motion=motion,
-        stilts="stilts" in name if known else None,
+        stilts="stilts" in name if fits else None,
         track=track,
         area=area,
         scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
@@ -168,17 +175,17 @@ def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
         areas.append(area)
         places.append((column + s.corner[1] + 0.5, row + s.corner[0] + 0.5))
     seen = np.array([t for t, _ in shown])
-    return Views(seen, np.stack(masks), np.stack(plains), np.array(areas), np.array(places), whole), share
+    behind = np.median([s.behind for _, s in shown], axis=0)
+    return Views(seen, np.stack(masks), np.stack(plains), np.array(areas), np.array(places), whole, behind), share
 
 
 def read_track(
-    stage: Stage, views: Views, poses: NDArray[np.int64], times: Floats, spin: float
+    stage: Stage, views: Views, known: Templates, poses: NDArray[np.int64], times: Floats, spin: float
 ) -> tuple[Track, str | None]:
-    """Where an actor is, frame by frame, given the template `m` that fits each; and what it does.
+    """Where an actor is, frame by frame, given the one `m` of `known` that fits each; and what it does.
 
     First from the frames that show it whole; if that tells no motion, then also from what is seen of it in part.
     """
-    known = templates()
     radius = np.sqrt(views.areas / known.areas[poses]) / stage.unit
     centre = (views.places - np.array(stage.origin)) / stage.unit
     exact = centre - known.centres[poses] * radius[:, None]

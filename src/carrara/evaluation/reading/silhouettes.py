@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 
 import numpy as np
@@ -65,6 +65,11 @@ class Templates:
     areas: NDArray[np.float64]
     turns: NDArray[np.float64]
     centres: NDArray[np.float64]
+
+    def beside(self, others: Templates) -> Templates:
+        """These and others, in this order."""
+        both = (np.concatenate([getattr(self, f.name), getattr(others, f.name)]) for f in fields(self))
+        return Templates(*both)
 
 
 def poses(name: str) -> Iterator[tuple[float, float, float, int, float]]:
@@ -138,19 +143,26 @@ def blurred(masks: Array) -> Array:
 @cache
 def plain_templates(colour: str) -> Array:
     """The part of every template that looks like its own plain colour if that is `colour`: `n p`."""
+    return blurred(plain_parts(colour))
+
+
+def plain_parts(colour: str) -> Array:
+    """The same before it is as soft as what is observed, `n rows columns`."""
     known = templates()
+    weights = {kind: plainness(paint_labs(kind, colour), colour) for kind in {name.split()[0] for name in SHAPES}}
+    share = np.stack([weights[name.split()[0]] for name in known.names.tolist()])
+    plain = np.einsum("nc,ncp->np", share, known.shown.astype(np.float32))
+    return plain.reshape(-1, GRID, GRID)
+
+
+def paint_labs(kind: str, colour: str) -> Array:
+    """CIELAB of each of PAINTS on a shape of this kind and colour, `paints 3`."""
     body = np.array(COLOURS[colour]) / 255
     light = float(body @ (0.299, 0.587, 0.114)) > 0.5  # as the renderer chooses the colour of marks
     mark = 0.5 * body if light else 0.45 * body + 0.5
-    weights = {}
-    for kind in {name.split()[0] for name in SHAPES}:
-        accent = np.array(ACCENTS.get(kind, (0.0, 0.0, 0.0)))
-        rgb = np.stack([p.body * body + p.white + p.mark * mark + p.accent * accent for p in PAINTS])
-        lab = to_lab(np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8))
-        weights[kind] = plainness(lab, colour)
-    share = np.stack([weights[name.split()[0]] for name in known.names.tolist()])
-    plain = np.einsum("nc,ncp->np", share, known.shown.astype(np.float32))
-    return blurred(plain.reshape(-1, GRID, GRID))
+    accent = np.array(ACCENTS.get(kind, (0.0, 0.0, 0.0)))
+    rgb = np.stack([p.body * body + p.white + p.mark * mark + p.accent * accent for p in PAINTS])
+    return to_lab(np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8))
 
 
 def plainness(lab: Array, colour: str) -> Array:
@@ -174,16 +186,15 @@ def normalise(alpha: Array, own: Array) -> tuple[Array, Array, float, tuple[floa
     return mask, plain, area, (column, row)
 
 
-def match(masks: Array, plains: Array, colour: str | None, spins: bool) -> Array:
-    """How well observed masks and their plain parts, `m p` each, fit all templates: `m n`.
+def match(masks: Array, plains: Array, known: Templates, own: Array | None, spins: bool) -> Array:
+    """How well observed masks and their plain parts, `m p` each, fit templates and theirs, `n p`: `m n`.
 
-    By the mask alone if the colour is unknown. Only what spins is ever turned by more than a little: for the rest, a
+    By the mask alone if `own` is None. Only what spins is ever turned by more than a little: for the rest, a
     triangle is not a heart upside down; poses that cannot be are 0.
     """
-    known = templates()
     fit = overlap(masks, known.masks)
-    if colour is not None:
-        fit = OUTER * fit + (1 - OUTER) * overlap(plains, plain_templates(colour))
+    if own is not None:
+        fit = OUTER * fit + (1 - OUTER) * overlap(plains, own)
     return fit if spins else np.where(np.abs(known.turns) <= TILT, fit, 0)
 
 
