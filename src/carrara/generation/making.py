@@ -8,6 +8,7 @@ grow with the clip. Of a clip that is made backwards the frames wait for the fir
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
@@ -61,13 +62,18 @@ class Remembered:
 
 
 def frames_of(
-    system: LatentVideo, timeline: Timeline, latents_of: LatentsOf, progress: bool | None = None
+    system: LatentVideo,
+    timeline: Timeline,
+    latents_of: LatentsOf,
+    progress: bool | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Tensor]:
     """The clip in chunks uint8 `t h w 3`, in order. The first window is drawn before the first chunk is given.
 
-    Raises GenerationError for values that are not finite and for a clip without any contrast.
+    folder: where frames that are made backwards wait, None for the system's own place, which may be memory. Raises
+    GenerationError for values that are not finite and for a clip without any contrast.
     """
-    making = _Making(system, timeline, latents_of, progress)
+    making = _Making(system, timeline, latents_of, progress, folder)
     chunks = making.backward() if timeline.backward else making.forward()
     first = next(chunks)
     yield from _given(timeline, 0, timeline.begin)
@@ -81,9 +87,15 @@ class _Making:
     """One clip while it is made: what is remembered, and where the decoder stopped."""
 
     def __init__(
-        self, system: LatentVideo, timeline: Timeline, latents_of: LatentsOf, progress: bool | None = None
+        self,
+        system: LatentVideo,
+        timeline: Timeline,
+        latents_of: LatentsOf,
+        progress: bool | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.system, self.timeline, self.latents_of, self.progress = system, timeline, latents_of, progress
+        self.folder = folder
         self.remembered = Remembered(timeline)
         self.watch = _Watch(system, timeline)
         self.state: State | None = None
@@ -105,7 +117,7 @@ class _Making:
     def backward(self) -> Iterator[Tensor]:
         """Every window is a clip of its own, whose end is what was made before it."""
         end = self.timeline.end
-        with _Pile() as pile:
+        with _Pile(self.folder) as pile:
             for number, window in enumerate(self.timeline.windows):
                 latents = self.latents_of(number, window, self.remembered.frame)
                 self.state = None
@@ -132,8 +144,8 @@ class _Making:
 class _Pile:
     """Frames uint8 `t h w 3` that wait in a temporary file without a name; the last that was put comes first."""
 
-    def __init__(self) -> None:
-        self.file = TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+    def __init__(self, folder: Path | None) -> None:
+        self.file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self.shapes: list[torch.Size] = []
 
     def __enter__(self) -> _Pile:

@@ -156,7 +156,7 @@ class Model:
             save_latents(written[-1], latents, manifest)
             return latents
 
-        frames = frames_of(self.system, plan.timeline, latents_of, progress)
+        frames = frames_of(self.system, plan.timeline, latents_of, progress, path.parent)
         try:
             first = next(frames)  # drawn before the file is begun
             write_video(path, chain([first], frames), plan.fps, manifest.metadata(), overwrite, plan.shape)
