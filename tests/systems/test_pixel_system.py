@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from carrara.core.config import write_json
 from carrara.core.types import VideoShape
 from carrara.denoisers.unet3d import NO_TIME, UNet3D, UNetConfig
 from carrara.diffusion.samplers import sample_generators
-from carrara.systems.latent import Defaults, Sampling
+from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.systems.pixel_system import Pixels, PixelSystem, read_parts
 from carrara.systems.stage import Process, Stage
 from carrara.systems.vdm import VDMSettings
@@ -79,6 +80,12 @@ def test_a_folder_holds_networks_of_every_kind(system, tmp_path):
     shutil.rmtree(tmp_path / "model/prior")
     with pytest.raises(ValueError, match="no prior/ in it"):
         Two.load(tmp_path / "model")
+
+
+def test_where_a_latent_model_is_needed_it_is_told_as_what_it_is(tmp_path):
+    write_json(tmp_path / "model_index.json", {"_class_name": "CarraraVDM"})
+    with pytest.raises(ValueError, match="a CarraraVDM folder, a system of pixels, where a latent model is needed"):
+        LatentVideo.load(tmp_path)
 
 
 def test_every_network_is_part_of_the_denoiser_that_is_looked_into(system):

@@ -24,6 +24,7 @@ from carrara.systems.image_tower_weights import FOLDER_NAMES, is_not_read
 from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import Defaults
 from carrara.systems.parts import INCOMPLETE, ModelFolder, Network, defaults_of
+from carrara.systems.registry import READERS
 from carrara.systems.releases import SUPPORTED, kind_of
 from carrara.text.encoder import TIED, TextEncoder, TextEncoderConfig
 
@@ -37,6 +38,11 @@ def recognise_diffusers(folder: Path) -> ModelFolder:
     """What a folder with a `model_index.json` is. Raises ValueError for what does not run here."""
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name", "")
+    if name in READERS:
+        raise ValueError(
+            f"{folder}: a {name} folder, a system of pixels, where a latent model is needed; it runs with `carrara "
+            "generate --model` and `carrara evaluate`, and goes on learning in its own run's folder"
+        )
     if name not in PIPELINES:
         raise ValueError(
             f"{folder}: a {name or 'nameless'} folder, an unknown architecture; Carrara runs {' and '.join(PIPELINES)} "
