@@ -18,7 +18,7 @@ from carrara.evaluation.reading.stage import Stage
 LOW, HIGH = 9.0, 27.0  # CIELAB differences from the plate: nothing yet, and wholly something else
 SMALLEST = 0.45 * 1.1 * (min(SIZES.values()) / 2) ** 2  # square world units; less is not an actor, but crumbs
 STEEP = 0.85  # of the actor's own contrast, above which a pixel is wholly the actor's
-HOLE = 0.1  # of a filled mask's area: smaller holes are marks, a larger one is a ring's
+HOLE = 0.08  # of a filled mask's area: smaller holes are marks (most below 0.07), a larger one is a ring's (from 0.085)
 LARGEST = 1.2 * np.pi * (GROWTH * max(SIZES.values()) / 2) ** 2  # more is not one actor
 MOST = 4  # things in a frame, beyond which it is noise
 
