@@ -258,7 +258,7 @@ def test_the_start_has_sane_scales() -> None:
     assert 0.01 < float(decoded.std()) < 1
 
 
-def test_packed_filters_make_the_same_and_can_be_trained():
+def test_packed_filters_make_the_same_and_can_be_trained() -> None:
     """Bit for bit, in every chunk, with names and values as they were."""
     autoencoder = VideoAutoencoder(VideoAutoencoderConfig(16, latent_channels=4, num_res_blocks=1))
     autoencoder = autoencoder.initialise(torch.Generator().manual_seed(0)).to(torch.bfloat16)
@@ -277,3 +277,12 @@ def test_packed_filters_make_the_same_and_can_be_trained():
     reconstruction, _ = autoencoder.reconstruct(video)
     reconstruction.square().mean().backward()
     assert autoencoder.encoder.conv_in.weight.grad is not None
+
+
+def test_what_was_made_without_gradients_is_packed_too() -> None:
+    with torch.inference_mode():
+        autoencoder = VideoAutoencoder(VideoAutoencoderConfig(8, latent_channels=4, num_res_blocks=1)).bfloat16()
+        video = torch.zeros(1, 3, 5, 16, 16)
+        latents = autoencoder.encode(video)
+        autoencoder.pack()
+        assert torch.equal(autoencoder.encode(video), latents)

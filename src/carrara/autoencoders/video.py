@@ -94,13 +94,14 @@ class VideoAutoencoder(nn.Module):
 
     @torch.inference_mode(False)  # whose tensors could not be trained afterwards
     def pack(self) -> None:
-        """Lay the filters out as kernels read them, who would else move them at every chunk. Values and names stay.
+        """Lay the filters out as kernels read them, who would else move them at every chunk; as new parameters.
 
         For bfloat16: in float32 it pays little, and takes weights out of the files that they are mapped from.
         """
         for part in self.modules():
             if isinstance(part, CausalConv):
-                part.weight.data = part.weight.detach().contiguous(memory_format=torch.channels_last_3d)
+                laid = part.weight.detach().clone(memory_format=torch.channels_last_3d)
+                part.weight = nn.Parameter(laid, part.weight.requires_grad)
 
     @property
     def checkpointing(self) -> bool:
