@@ -84,6 +84,20 @@ def test_attention_in_pieces_is_the_whole(monkeypatch, piece, dtype):
         torch.testing.assert_close(attend(q, k, v, bias), whole[1])
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+def test_either_kernel_of_many_keys_is_within_rounding_of_exact_attention(monkeypatch, tiles):
+    """The one for processors with bfloat16 tiles runs everywhere, only slower; a bias keeps its bits with both."""
+    q, k, v = (
+        x.bfloat16() for x in (draw(2, 3, 150, 16) / 4, draw(2, 3, 150, 16, seed=1), draw(2, 3, 150, 16, seed=2))
+    )
+    bias = torch.tensor([497.0]).log().view(1, 1, 1, 1)
+    monkeypatch.setattr(attention, "_has_tiles", lambda: tiles)
+    exact = [attend(q.float(), k.float(), v.float(), each) for each in (None, bias)]
+    with torch.inference_mode():
+        for made, wanted in zip((attend(q, k, v), attend(q, k, v, bias)), exact):
+            torch.testing.assert_close(made.float(), wanted, atol=0.02, rtol=0.02)
+
+
 def test_equal_keys_are_one_key_with_the_log_of_their_number():
     q, k, v = draw(1, 2, 5, 16), draw(1, 2, 4, 16, seed=1), draw(1, 2, 4, 16, seed=2)
     many = [torch.cat((x, x[:, :, -1:].expand(-1, -1, 30, -1)), dim=2) for x in (k, v)]
