@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,10 +28,12 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[tuple[str, str, int]]  # method, path, from which byte on
     breaks: list[str]  # paths whose first answer breaks off in the middle
     gone: list[str]  # paths whose every answer ends in the middle: beyond it nobody answers
+    refused: tuple[str, int, dict[str, str]]  # what a path has in it, and the status and headers of the answer then
+    more: dict[str, str]  # headers of every answer
 
     def _send(self, content: bytes, status: int = 200, half: bool = False, **headers: str) -> None:
         self.send_response(status)
-        for key, value in {"Content-Length": str(len(content)), **headers}.items():
+        for key, value in {"Content-Length": str(len(content)), **self.more, **headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
         if self.command == "GET":
@@ -47,6 +50,10 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
         self.asked.append((self.command, path, start))
+        inside, status, headers = self.refused
+        if inside in path:
+            self._send(b"<html>", status, **headers)
+            return
         files = sorted(file for file in self.root.rglob("*") if file.is_file())
         if path == f"/api/models/{NAME}/revision/main":
             siblings = [{"rfilename": str(file.relative_to(self.root))} for file in files]
@@ -85,7 +92,8 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     write_diffusers(tmp_path / "published", "t2v", shards="1GB")
     (tmp_path / "published/picture.png").write_bytes(b"not of the model")
-    handler = type("Handler", (Hub,), {"root": tmp_path / "published", "asked": [], "breaks": [], "gone": []})
+    state = {"root": tmp_path / "published", "asked": [], "breaks": [], "gone": [], "more": {}}
+    handler = type("Handler", (Hub,), {**state, "refused": ("nothing", 0, {})})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -185,6 +193,66 @@ def test_a_name_that_nobody_has_is_told_from_a_hub_that_is_away(hub, tmp_path):
     assert "at least 24 GB" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "nothing").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize("path", ["/api/models/", "/resolve/"])  # of the whole model, and of its files only
+def test_a_gated_model_says_whom_to_ask(hub, path):
+    address, handler, cache = hub
+    handler.refused = (path, 403, {"X_Error_Code": "GatedRepo"})
+    with pytest.raises(ValueError, match=r"Wan-AI/tiny: its owner lets nobody in .* set HF_TOKEN$"):
+        fetch(NAME, cache, address)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("/api/models/", 403, "the hub answers 403 Forbidden"),
+        ("/resolve/", 404, "the hub answers 404 Not Found"),
+        ("/api/models/", 200, "what answers in the hub's place is none"),  # the page of a network that wants a login
+    ],
+)
+def test_a_hub_that_answers_otherwise_is_told_by_its_answer(hub, path, status, told):
+    address, handler, cache = hub
+    handler.refused = (path, status, {})
+    with pytest.raises(ValueError, match=f"no such folder, and {told}; .* hf download Wan-AI/tiny --local-dir FOLDER"):
+        fetch(NAME, cache, address)
+
+
+def test_what_hf_xet_says_of_the_network_is_told(hub):
+    """Files of its store come by another library, which raises nothing but RuntimeError."""
+    pytest.importorskip("hf_xet")
+    address, handler, cache = hub
+    handler.more = {
+        "X_Xet_Hash": "a" * 64,
+        "X_Xet_Refresh_Route": f"{address}/api/models/{NAME}/revision/main",
+        "X_Xet_Cas_Url": address,  # which has no such store
+        "X_Xet_Access_Token": "any",
+        "X_Xet_Token_Expiration": "4000000000",
+    }
+    with pytest.raises(ValueError, match=r"cannot be reached \(.*404.*\); where it can be reached") as caught:
+        fetch(NAME, cache, address)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_takes_no_more_is_told_from_the_hub(hub, tmp_path):
+    address, _, cache = hub
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written to .*file/cache \(.*\); make room there, or set HF_HOME"):
+        fetch(NAME, tmp_path / "file/cache", address)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk: no file takes more
+    try:
+        with pytest.raises(ValueError, match=r"cannot be written to .*File too large"):
+            fetch(NAME, cache, address, large=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    recognise(fetch(NAME, cache, address, large=1)).check()
+
+
+def test_a_mistake_in_a_program_is_not_taken_for_the_network(hub):
+    address, _, cache = hub
+    with pytest.raises(TypeError):
+        fetch(NAME, cache, address, large="64 MB")
 
 
 def test_what_does_not_fit_on_the_disk_is_not_begun(tmp_path):

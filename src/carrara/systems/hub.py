@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +35,56 @@ def fetch(name: str, cache: Path | None = None, endpoint: str | None = None, lar
     cache: the library's own by default (HF_HOME). Raises ValueError, one line, where it cannot be had.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     cache = Path(cache or constants.HF_HUB_CACHE)
     asked: dict[str, Any] = {"allow_patterns": list(WANTED), "cache_dir": cache, "endpoint": endpoint}
     try:
-        return Path(snapshot_download(name, local_files_only=True, **asked))
-    except OSError:  # not in the cache, or not whole
-        pass
-    try:
+        try:
+            return Path(snapshot_download(name, local_files_only=True, **asked))
+        except LocalEntryNotFoundError:  # not in the cache, or not whole
+            pass
         files = snapshot_download(name, dry_run=True, **asked)
         missing = [file for file in files if file.will_download]
         check_disk(name, sum(file.file_size for file in missing), cache)
         fetch_large(name, [(file.filename, file.commit_hash) for file in missing], cache, endpoint, large)
-        return Path(snapshot_download(name, **asked))
-    except Exception as error:  # broken connections are errors of the hub's HTTP library, which are no OSError
-        if isinstance(error, ValueError) and not isinstance(error, OSError):
-            raise
-        cause = error.__cause__ or error
-        if isinstance(cause, GatedRepoError):
-            raise ValueError(
-                f"{name}: its owner lets nobody in without asking; ask on the hub, then set HF_TOKEN"
-            ) from None
-        if isinstance(cause, RepositoryNotFoundError):
-            raise ValueError(f"{name}: no such folder here and no such model on the hub; {_nearest(name)}") from None
-        raise ValueError(
-            f"{name}: no such folder, and the hub cannot be reached ({_reason(cause)}); where it can, run: hf download "
-            f"{name} --local-dir FOLDER; bring that folder here and give its path as the model{_size(name)}"
-        ) from None
+        try:
+            return Path(snapshot_download(name, **asked))
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            raise ConnectionError(str(error)) from None  # how hf_xet, which knows no other error, says it
+    except (OSError, HTTPError, JSONDecodeError) as error:  # HTTPError: of the hub's HTTP library, no OSError
+        raise ValueError(f"{name}: {_told(name, cache, error)}") from None
+
+
+def _told(name: str, cache: Path, error: BaseException) -> str:
+    """What kept a model from being fetched, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    causes = [error]  # what the hub's library raises may be the consequence of what tells more
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "its owner lets nobody in without asking; ask on the hub, then set HF_TOKEN"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"no such folder here and no such model on the hub; {_nearest(name)}"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        return (
+            f"cannot be written to {cache} ({_reason(error)}); make room there, or set HF_HOME to another place; what "
+            "came whole is kept"
+        )
+    answered = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if answered is not None:
+        what = f"the hub answers {answered.response.status_code} {answered.response.reason_phrase}"
+    elif isinstance(error, JSONDecodeError):
+        what = "what answers in the hub's place is none"
+    else:
+        what = f"the hub cannot be reached ({_reason(causes[-1])})"
+    return (
+        f"no such folder, and {what}; where it can be reached, run: hf download {name} --local-dir FOLDER; bring that "
+        f"folder here and give its path as the model{_size(name)}"
+    )
 
 
 def check_disk(name: str, size: int, cache: Path) -> None:
