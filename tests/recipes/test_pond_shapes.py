@@ -12,6 +12,7 @@ import torch
 from carrara.core.config import from_dict, to_dict
 from carrara.core.types import Stride, VideoShape
 from carrara.core.weights import fingerprint
+from carrara.data.batches import Turns
 from carrara.data.latents import LatentCache
 from carrara.data.pond.captions import caption
 from carrara.data.pond.sampling import EVERYTHING, SINGLES
@@ -111,6 +112,26 @@ def test_batches_have_about_as_many_tokens():
     assert bucket_batch(1, own, parse_shape("256x256x33"), stride) == 1
 
 
+@pytest.mark.parametrize("share", [0.24, 0.5, 0.9])
+def test_a_share_of_the_steps_is_on_other_shapes(share):
+    turns = Turns(Buckets(("64x32x5", "32x32x9"), share=share).weights(), 3)
+    counts = Counter(turns.at(step)[0] for step in range(2000))
+    assert counts[0] == pytest.approx(2000 * (1 - share), abs=2)
+    assert counts[1] == pytest.approx(1000 * share, abs=2)
+    assert counts[2] == pytest.approx(1000 * share, abs=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.2, float("nan")])
+def test_a_share_lies_between_none_and_all(share):
+    with pytest.raises(ValueError, match=r"buckets\.share=.*between 0 and 1"):
+        Buckets(("64x32x5",), share=share)
+
+
+def test_without_a_share_turns_are_equal():
+    assert Buckets(("64x32x5", "32x32x9")).weights() == (1, 1, 1)
+    assert Buckets().weights() == (1,)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -138,7 +159,7 @@ def test_every_cache_has_its_turn_and_every_clip_its_visit(trained):
     folder, _ = trained
     made_by = fingerprint(sorted((folder / "autoencoder/model").iterdir()))
     caches = [LatentCache.open(folder / name, made_by) for name in ("latents", "latents-64x32x5", "latents-32x32x1")]
-    at = taking_turns(caches, (4, 2, 3), CANONICAL, 7, NO_IMAGES)
+    at = taking_turns(caches, (4, 2, 3), (1, 1, 1), CANONICAL, 7, NO_IMAGES)
     batches = [at(step) for step in range(36)]
     turns = Counter(tuple(batch.latents.shape[2:]) for batch in batches)
     assert turns == {tuple(cache.shape[1:]): 12 for cache in caches}
@@ -154,7 +175,7 @@ def test_images_are_told_as_pictures(trained):
     folder, _ = trained
     made_by = fingerprint(sorted((folder / "autoencoder/model").iterdir()))
     cache = LatentCache.open(folder / "latents-32x32x1", made_by)
-    batch = taking_turns([cache], [4], CANONICAL, 7, NO_IMAGES)(0)
+    batch = taking_turns([cache], [4], [1], CANONICAL, 7, NO_IMAGES)(0)
     assert batch.latents.shape[2] == 1
     assert batch.keyframes.shape[2] == 0
     scenes = [from_dict(Scene, record["scene"], "scene") for record in cache.records(slice(None))]

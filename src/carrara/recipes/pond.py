@@ -197,7 +197,9 @@ class PondRecipe:
             seen = [stage.buckets.seen(shape, self.shape) for shape in shapes.values()]
             stride = self.autoencoder.model.stride
             sizes = [bucket_batch(stage.batch, self.shape, shape, stride) for shape in (self.shape, *seen)]
-            phase.batch = taking_turns((cache, *others), sizes, stage.captioning, self.seed, stage.images)
+            phase.batch = taking_turns(
+                (cache, *others), sizes, stage.buckets.weights(), stage.captioning, self.seed, stage.images
+            )
         if self.denoiser.start:
             load_ema(Path(self.denoiser.start), phase.module)
         if others:  # whose steps cost differently: they are not counted

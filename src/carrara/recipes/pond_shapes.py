@@ -38,12 +38,14 @@ _TURNS = 11  # what the order of the buckets is drawn from, beside the seed
 class Buckets:
     """Which shapes are trained on beside the recipe's own.
 
-    shapes: each as WIDTHxHEIGHTxFRAMES, such as 96x48x9, or 64x64x1 for images; each gets as many steps as the recipe's
-    own; crop: train on the square in the middle of each, scaled to the recipe's sides, instead; clips: how many of each
-    are rendered and encoded once, None for as many as of the recipe's own.
+    shapes: each as WIDTHxHEIGHTxFRAMES, such as 96x48x9, or 64x64x1 for images; share: of the steps, how many are on
+    these shapes, each equally many, None for as many on each as on the recipe's own; crop: train on the square in the
+    middle of each, scaled to the recipe's sides, instead; clips: how many of each are rendered and encoded once, None
+    for as many as of the recipe's own.
     """
 
     shapes: tuple[str, ...] = ()
+    share: float | None = None
     crop: bool = False
     clips: int | None = None
 
@@ -51,12 +53,20 @@ class Buckets:
         found = [parse_shape(text) for text in self.shapes]
         if len(set(found)) < len(found):
             raise ValueError(f"buckets.shapes={' '.join(self.shapes)}: name every shape once")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"buckets.share={self.share}: must lie between 0 and 1; leave out shapes to train on none")
         if self.clips is not None and self.clips < 1:
             raise ValueError(f"buckets.clips={self.clips}: must be at least 1")
 
     def parsed(self) -> dict[str, VideoShape]:
         """The shapes by name."""
         return {text: parse_shape(text) for text in self.shapes}
+
+    def weights(self) -> tuple[Fraction, ...]:
+        """How many turns the recipe's own shape, and each of these, has for one of each of these."""
+        share, count = self.share, len(self.shapes)
+        own = Fraction(1) if share is None else count * (1 / Fraction(share).limit_denominator(1000) - 1)
+        return (own, *(Fraction(1),) * count)
 
     def check(self, own: VideoShape, stride: Stride, patch: tuple[int, int, int]) -> None:
         """Refuse what the model cannot be trained on, before anything runs. Raises ValueError."""
@@ -156,14 +166,20 @@ def bucket_batch(batch: int, own: VideoShape, shape: VideoShape, stride: Stride)
 
 
 def taking_turns(
-    caches: Sequence[LatentCache], batches: Sequence[int], captioning: Captioning, seed: int, images: ImageSteps
+    caches: Sequence[LatentCache],
+    batches: Sequence[int],
+    weights: Sequence[Fraction],
+    captioning: Captioning,
+    seed: int,
+    images: ImageSteps,
 ) -> Callable[[int], CaptionedLatents]:
-    """Batches of several caches in turns: as many steps on each, in an order drawn from the seed.
+    """Batches of several caches in turns, in an order drawn from the seed.
 
-    batches: how many clips of each a step takes. Captions follow the step, clips how often their cache was visited.
+    batches: how many clips of each a step takes; weights: how often each has its turn. Captions follow the step, clips
+    how often their cache was visited.
     """
     sources = [latent_source(cache, size, captioning, seed, images) for cache, size in zip(caches, batches)]
-    turns = Turns((Fraction(1),) * len(sources), mix_seed(seed, _TURNS))
+    turns = Turns(tuple(weights), mix_seed(seed, _TURNS))
 
     def at(step: int) -> CaptionedLatents:
         number, before = turns.at(step)
