@@ -1,9 +1,9 @@
 """Reading a clip: what can be seen in it, from its pixels alone, with no network and no learned judge.
 
 In order: what stands still (`stage`), where the actors are (`masks`, `segments`), which shape and how large
-(`silhouettes`, `against`), in what colour (`colours`), doing what (`tracks`). What cannot be read is None. Not standard
-in evaluation: because the pond's world is known, every reading is a measurement against the pond's own painters, shapes
-and motions.
+(`views`, `silhouettes`, `against`, `painted`), in what colour (`colours`), doing what (`tracks`). What cannot be read
+is None. Not standard in evaluation: because the pond's world is known, every reading is a measurement against the
+pond's own painters, shapes and motions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from carrara.core.media import read_video
 from carrara.data.pond.shapes import SHAPES
 from carrara.data.pond.world import SIZES
 from carrara.evaluation.reading.against import templates_against
-from carrara.evaluation.reading.colours import Array, name_colour
+from carrara.evaluation.reading.colours import name_colour
 from carrara.evaluation.reading.masks import Sights
 from carrara.evaluation.reading.segments import find_actors
-from carrara.evaluation.reading.silhouettes import GRID, SPAN, Templates, match, normalise, plainness, templates
+from carrara.evaluation.reading.silhouettes import Templates, match, templates
 from carrara.evaluation.reading.stage import Stage, read_stage
 from carrara.evaluation.reading.tracks import Floats, Track, polar, read_motion, turning
+from carrara.evaluation.reading.views import Views, best_shape, filled, look
 
 ALIKE = 0.6  # soft intersection over union with the best silhouette, below which a mask is no known shape
 RINGED = 0.5  # the same for what is hollow: a thin ring of few pixels fits badly, but nothing else has such a hole
@@ -99,21 +100,6 @@ def read_clip(frames: NDArray[np.uint8] | Any, fps: float) -> Reading:
     return Reading(stage.background, stage.camera, count, tuple(actors))
 
 
-@dataclass(frozen=True)
-class Views:
-    """One actor in the frames `seen` (m of them): normalised masks and plain parts `m p`, areas in pixels `m`,
-    centroids `m 2` (x, y in pixels of the canvas), and which frames show it whole, `m`; behind: CIELAB `3` of what it
-    stands in front of."""
-
-    seen: NDArray[np.int64]
-    masks: Array
-    plains: Array
-    areas: Floats
-    places: Floats
-    whole: NDArray[np.bool_]
-    behind: Floats
-
-
 def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     """One actor from its masks over the frames."""
     nowhere = np.full(len(times), np.nan)
@@ -129,7 +115,7 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     names = known.names
     weight = np.where(views.whole, views.areas, 0)  # larger is clearer
     support = {name: float(np.average(fit[:, names == name].max(axis=1), weights=weight)) for name in SHAPES}
-    name = max(support, key=lambda option: support[option])
+    name = best_shape(support, views, known, fit, weight, colour)
     hollow = name in ("ball", "ring") and filled(views.masks, weight) < HOLLOW
     if hollow:
         name = "ring"  # the hole of a small ball-like thing is blurred, but nothing else has one
@@ -149,34 +135,6 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
         scores={"kind": support[name], "colour": float(share.max()), "seen": len(views.seen) / len(times)},
         shapes=support,
     )
-
-
-def filled(masks: Array, weight: Floats) -> float:
-    """How much of the middle of normalised masks `m p` is the actor's, in [0, 1]; weight: of each, `m`."""
-    at = np.linspace(-SPAN, SPAN, GRID)
-    middle = np.hypot(*np.meshgrid(at, at)).reshape(-1) < 0.2
-    return float(np.average(masks[:, middle].mean(axis=1), weights=weight))
-
-
-def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
-    """An actor's masks in the common frame, and the share of its pixels that each colour has."""
-    shown = [(t, s) for t, s in enumerate(sights) if s is not None]
-    whole = np.array([s.whole for _, s in shown])
-    if whole.sum() < 3:  # nearly always cut off: better judged where most of it is seen than not at all
-        visible = np.array([float(s.alpha.sum()) for _, s in shown])
-        whole = visible >= 0.8 * visible.max()
-    share = np.median([s.share for (_, s), clean in zip(shown, whole) if clean], axis=0)
-    colour = name_colour(share)
-    masks, plains, areas, places = [], [], [], []
-    for _, s in shown:
-        mask, plain, area, (column, row) = normalise(s.alpha, s.alpha * plainness(s.lab, colour) if colour else s.alpha)
-        masks.append(mask)
-        plains.append(plain)
-        areas.append(area)
-        places.append((column + s.corner[1] + 0.5, row + s.corner[0] + 0.5))
-    seen = np.array([t for t, _ in shown])
-    behind = np.median([s.behind for _, s in shown], axis=0)
-    return Views(seen, np.stack(masks), np.stack(plains), np.array(areas), np.array(places), whole, behind), share
 
 
 def read_track(

@@ -177,13 +177,26 @@ def normalise(alpha: Array, own: Array) -> tuple[Array, Array, float, tuple[floa
     rows, columns = np.arange(alpha.shape[0]), np.arange(alpha.shape[1])
     row = float((alpha.sum(axis=1) * rows).sum() / area)
     column = float((alpha.sum(axis=0) * columns).sum() / area)
-    step = np.linspace(-SPAN, SPAN, GRID) * math.sqrt(area)
-    at = np.meshgrid(step + row, step + column, indexing="ij")
     mask, plain = (
-        ndimage.map_coordinates(part, at, order=1, mode="constant").reshape(-1).astype(np.float32)
+        ndimage.map_coordinates(part, places(area, column, row), order=1, mode="constant")
+        .reshape(-1)
+        .astype(np.float32)
         for part in (alpha, own)
     )
     return mask, plain, area, (column, row)
+
+
+def sampled(lab: Array, area: float, column: float, row: float) -> Array:
+    """Colours `h w 3` in the common frame of a mask with this area and centroid, `p 3`."""
+    at = places(area, column, row)
+    each = [ndimage.map_coordinates(lab[..., part], at, order=1, mode="nearest") for part in range(3)]
+    return np.stack(each, axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def places(area: float, column: float, row: float) -> list[NDArray[np.float64]]:
+    """Rows and columns, `GRID GRID` each, of the points of the common frame."""
+    step = np.linspace(-SPAN, SPAN, GRID) * math.sqrt(area)
+    return list(np.meshgrid(step + row, step + column, indexing="ij"))
 
 
 def match(masks: Array, plains: Array, known: Templates, own: Array | None, spins: bool) -> Array:
