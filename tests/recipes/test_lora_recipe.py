@@ -270,7 +270,7 @@ def test_latents_of_another_autoencoder_are_refused(recipe, small_folder, tmp_pa
 
 
 def test_the_command_line_knows_the_recipe():
-    from carrara.cli import training_run
+    from carrara.cli.training import training_run
 
     made, folder = training_run(["lora", "--clips", "a", "b", "--lora.rank", "4", "--lora.targets", "to_q", "to_v"])
     assert RECIPES["lora"]() == lora()
