@@ -1,7 +1,7 @@
 """Lengths and shapes beside the model's own, as tasks for `measure_modes.py`: windows, one long pass, other sides.
 
 A long clip is judged section by section, each with frames of its own, so that drift shows as a fall from the first to
-the last. Sides and durations are not in the bundled model's training mix; at its own every row would be the card's.
+the last. Of the sides and durations here the bundled model's training mix has wide, tall and twice as long.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from mode_measures import Task
 from mode_tasks import Answer, Case, Mode
 
 SECONDS, SECTIONS = 6, 4
-SIZES = {"wide": (1.5, 1.0), "tall": (1.0, 1.5)}  # times the model's width and height
+SIZES = {
+    "wide": (1.5, 1.0),
+    "tall": (1.0, 1.5),
+    "a little wide": (1.25, 1.0),
+    "larger": (1.25, 1.25),
+}  # times the model's width and height
 
 
 def section(number: int) -> Mode:
