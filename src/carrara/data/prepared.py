@@ -17,7 +17,7 @@ import json
 import tarfile
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,12 @@ class Prepared:
         if not kept.rows:
             raise ValueError(f"{self.folder}: holds images alone; prepare clips that move")
         kept.members = kept._members_of_buckets()
+        return kept
+
+    def without_captions(self) -> Prepared:
+        """The same clips, all unlabelled."""
+        kept = copy.copy(self)
+        kept.rows = [replace(row, caption=None) for row in self.rows]
         return kept
 
     def identity(self, bucket: int) -> str:

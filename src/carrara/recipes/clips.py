@@ -21,7 +21,7 @@ from carrara.autoencoders.video import VideoAutoencoder
 from carrara.autoencoders.video_config import VideoAutoencoderConfig
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
-from carrara.data.clip_latents import Beside, captions_of, encode_prepared, open_latents
+from carrara.data.clip_latents import Beside, encode_prepared, open_latents
 from carrara.data.latents import LatentCache
 from carrara.data.mixture import Mixture
 from carrara.data.prepared import Prepared
@@ -48,10 +48,10 @@ from carrara.recipes.clips_data import (
 from carrara.recipes.clips_images import image_of, moving_clips
 from carrara.recipes.clips_start import ClipsDenoiserStage, ClipsPhase, Finished, native_fields, open_finished
 from carrara.recipes.device import chosen_device
+from carrara.recipes.prepared_words import check_captions, example_of, words_of
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
-from carrara.text.tokenizer import Tokenizer, train_tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 from carrara.training.parallel import alone_first, place
@@ -117,8 +117,7 @@ class ClipsRecipe:
     @property
     def example(self) -> str:
         """A prompt to try the model with: a caption that it learned."""
-        captions = (row.caption for row in open_prepared(self.data).rows if row.caption)
-        return next((caption for caption in captions if not set('"$`!\\') & set(caption)), "a clip like yours")
+        return example_of(open_prepared(self.data))
 
     def check(
         self, prepared: Prepared, split: Split, finished: Finished | None, given: VideoAutoencoder | None
@@ -135,13 +134,8 @@ class ClipsRecipe:
         mixture = self.mixture(prepared, split, self._costs(prepared, stride.time))
         least = min(one.batch for one in mixture.sets)
         check_pieces(least, self.denoiser.train, f"denoiser.batch={self.denoiser.batch}")
-        tokenizer = finished.system.tokenizer if finished else self._tokenizer(prepared)
-        for caption in captions_of(prepared):
-            try:
-                tokenizer.encode([caption])
-            except ValueError as error:
-                key = next(row.key for row in prepared.rows if row.caption == caption)
-                raise ValueError(f"{prepared.folder}: the caption of clip {key} is too long: {error}") from None
+        tokenizer = finished.system.tokenizer if finished else words_of(prepared, self.denoiser.words)
+        check_captions(prepared, tokenizer)
 
     def train_autoencoder(
         self, prepared: Prepared, split: Split, folder: Path, device: torch.device
@@ -226,7 +220,7 @@ class ClipsRecipe:
     def fresh_system(self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder) -> LatentVideo:
         """The autoencoder, a tokenizer of the captions, and a transformer and a text encoder that know nothing yet."""
         stage, device = self.denoiser, next(autoencoder.parameters()).device
-        tokenizer, channels = self._tokenizer(prepared), autoencoder.latent_channels
+        tokenizer, channels = words_of(prepared, stage.words), autoencoder.latent_channels
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         sizes = {"d_ff": 2 * stage.text_width, "num_layers": stage.text_layers}
         heads = max(1, stage.text_width // 64)
@@ -240,9 +234,6 @@ class ClipsRecipe:
     def _fields(self) -> FieldMix:
         stage = self.denoiser
         return stage.fields if stage.keyframes else stage.fields.without(KEYFRAME)
-
-    def _tokenizer(self, prepared: Prepared) -> Tokenizer:
-        return train_tokenizer((row.caption for row in prepared.rows if row.caption), self.denoiser.words)
 
     def _costs(self, prepared: Prepared, stride: int) -> list[float]:
         """Places of a clip's latents, in proportion."""

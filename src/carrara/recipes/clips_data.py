@@ -75,7 +75,12 @@ class Split:
         chosen = [n for n in numbers if n in self.held_out]
         if not chosen and (bucket is None or not self.held_out):
             chosen = [n for n in numbers if n in self.trained]
-        return [chosen[index * len(chosen) // count] for index in range(count)] if len(chosen) > count else chosen
+        return evenly(chosen, count)
+
+
+def evenly(numbers: list[int], count: int) -> list[int]:
+    """At most so many of these, at equal distances."""
+    return [numbers[index * len(numbers) // count] for index in range(count)] if len(numbers) > count else numbers
 
 
 def latent_mixture(

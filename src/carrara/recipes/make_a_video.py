@@ -11,6 +11,9 @@
     space_time     twice the sides, along time                clips without captions
     space          twice the sides, frame by frame            images
 
+`--data FOLDER` trains on what `carrara data prepare` has written instead: captioned images, of pictures or of any frame
+of a captioned clip, and the pixels of clips at the rates that every frame, every second, every third ... give.
+
 `--flops 1e15` trains for that much compute in all instead of a time, each phase for its share (`--decoder.share`, ...);
 `compute.json` says what each took, and all.
 
@@ -28,15 +31,19 @@ import torch
 from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape
 from carrara.data.pond.sampling import Mix
+from carrara.data.prepared import Prepared
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
 from carrara.recipes.compute import COMPUTE, check_flops, cost_of, sum_compute, train_counted, write_compute
 from carrara.recipes.device import chosen_device
-from carrara.recipes.pond_clips import pond_clips
+from carrara.recipes.make_a_video_data import OF_CAPTIONED, READERS, captioned_images, unlabelled_clips
+from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
-from carrara.recipes.pond_unlabelled import Rates, pond_unlabelled
-from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES, IMAGES_APART
+from carrara.recipes.pond_unlabelled import Rates
+from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, tell, without_folder
+from carrara.recipes.prepared_pieces import Wanted
+from carrara.recipes.prepared_words import check_captions, example_of, words_of
 from carrara.systems.cascade import Augmentation
 from carrara.systems.image_prior import ContrastivePhase, PriorPhase
 from carrara.systems.latent import Defaults, Sampling
@@ -75,7 +82,8 @@ class MakeAVideoRecipe:
     network, space_time_network, space_network: sizes of the U-Nets (of the decoder and the interpolation alike); what
     they are told, and their layers along time, are the system's. side: of the decoder's frames; seconds: of a scene,
     of which clips are pieces; until: the last phase to train; flops: compute to train all phases with, split by their
-    shares, None for the lengths that their `train` says.
+    shares, None for the lengths that their `train` says; data: a prepared folder to train on instead of the pond (mix,
+    captioning and seconds have no effect then); held_out, threads, memory: as those of `VDMRecipe`.
     """
 
     contrastive: PhasePlan
@@ -105,6 +113,10 @@ class MakeAVideoRecipe:
     text_layers: int = 2
     seed: int = 0
     device: str = "auto"
+    data: str = ""
+    held_out: float = 0.05
+    threads: int = 0
+    memory: float = 1.0
 
     def __post_init__(self) -> None:
         check_flops(self.flops)
@@ -129,22 +141,56 @@ class MakeAVideoRecipe:
                 raise ValueError(f"{name} makes frames of {side}x{side}: its network takes multiples of {step}")
 
     def run(self, folder: Path) -> Path:
-        """Train phase after phase below `folder` and return the last model's folder."""
-        device = torch.device(chosen_device(self.device))
-        system, made, phases = self.fresh(), folder, PHASES[: PHASES.index(self.until) + 1]
+        """Train phase after phase below `folder` and return the last model's folder. Raises ValueError before anything
+        runs."""
+        device, phases = torch.device(chosen_device(self.device)), PHASES[: PHASES.index(self.until) + 1]
+        wanted = [self.wanted(name) for name in phases]
+        with opened(self.data, self.held_out, self.seed, self.threads, self.memory, wanted) as clips:
+            check_same_clips(folder, phases, clips)
+            if clips:
+                self.check(clips)
+                tell(clips)
+            return self._run(folder, phases, device, clips)
+
+    @property
+    def example(self) -> str:
+        """A prompt to try the model with."""
+        return example_of(Prepared(self.data)) if self.data else PICTURED[0]
+
+    def plan(self, name: str) -> PhasePlan:
+        """How a phase is trained."""
+        found: PhasePlan = getattr(self, name)
+        return found
+
+    def wanted(self, name: str) -> Wanted:
+        """The images or clips that a phase learns; the rate is that of what its network makes."""
+        stage = name if name in STAGES else "decoder"
+        frames = self.settings.frames if name in STAGES and name != "space" else 1
+        rate = self.settings.fps * (1 if stage == "decoder" else self.settings.skip)
+        return Wanted(name, VideoShape(frames, self._side(stage), self._side(stage)), rate, name in OF_CAPTIONED)
+
+    def check(self, clips: PreparedClips) -> None:
+        """Refuse images, clips and captions that a phase cannot take, before the first one runs."""
+        for wanted in clips.system:
+            clips.trained(wanted, self.plan(wanted.stage).batch)
+        check_captions(clips.prepared, words_of(clips.prepared))
+
+    def _run(self, folder: Path, phases: tuple[str, ...], device: torch.device, clips: PreparedClips | None) -> Path:
+        system, made = self.fresh(clips), folder
         for name in phases:
             made = folder / name / "model"
             if not (made / "model_index.json").is_file():
-                made = self._train(folder / name, name, self.grown(system, name), device)
+                made = self._train(folder / name, name, self.grown(system, name), device, clips)
             if not (folder / name / COMPUTE).is_file():  # trained before all phases were counted
-                write_compute(folder / name, name, cost_of(self.phase(name, self.grown(system, name), device)))
+                write_compute(folder / name, name, cost_of(self.phase(name, self.grown(system, name), device, clips)))
             system = MakeAVideo.load(made)
         sum_compute(folder, phases)
         return made
 
-    def fresh(self) -> MakeAVideo:
-        """A system that knows nothing yet, whose decoder makes single images."""
-        tokenizer = train_pond_tokenizer()
+    def fresh(self, clips: PreparedClips | None = None) -> MakeAVideo:
+        """A system that knows nothing yet, whose decoder makes single images, and the words of the pond, or of a
+        folder's captions."""
+        tokenizer = words_of(clips.prepared) if clips else train_pond_tokenizer()
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         width = self.text_width
         text = TextEncoder(
@@ -178,32 +224,17 @@ class MakeAVideoRecipe:
         return MakeAVideo(networks, system.text_encoder, system.tokenizer, defaults, settings, others=system.others)
 
     def phase(
-        self, name: str, system: MakeAVideo, device: torch.device
+        self, name: str, system: MakeAVideo, device: torch.device, clips: PreparedClips | None = None
     ) -> ContrastivePhase | PriorPhase | UnlabelledPhase:
         """One phase on its own kind of data."""
-        plan: PhasePlan = getattr(self, name)
         for module in (*system.networks.values(), *system.others.values(), system.text_encoder):
             module.to(device)
-        if name in ("contrastive", "prior"):
-            about = (VideoShape(1, self.side, self.side), 8.0)
-            span = round(8 * self.seconds) + 1
-            learn, check = (
-                pond_clips(*about, batch, 0, self.mix, self.captioning, seed, device, span, first)
-                for batch, seed, first in (
-                    (plan.batch, self.seed, CLIP_SCENES + IMAGES_APART),
-                    (plan.validation, 0, CLIP_VALIDATION_SCENES + IMAGES_APART),
-                )
-            )
-            return (ContrastivePhase if name == "contrastive" else PriorPhase)(system, learn, check(0))
+        if name in READERS:
+            told = captioned_images(self, name, device, clips)
+            return (ContrastivePhase if name == "contrastive" else PriorPhase)(system, told.batch, told.validation)
+        seen = unlabelled_clips(self, name, device, clips)
         stage = "decoder" if name == "image" else name
-        frames = 1 if name in ("image", "space") else self.settings.frames
-        shape = VideoShape(frames, self._side(stage), self._side(stage))
-        rate = self.settings.fps * (1 if stage == "decoder" else self.settings.skip)
-        clips = pond_unlabelled(shape, self.rates, self.seconds, plan.batch, self.mix, self.seed, device)
-        fixed = pond_unlabelled(
-            shape, Rates(rate, rate, 0), self.seconds, plan.validation, self.mix, 0, device, CLIP_VALIDATION_SCENES
-        )
-        return UnlabelledPhase(system, stage, clips, fixed(0), self.sampling)
+        return UnlabelledPhase(system, stage, seen.batch, seen.validation, self.sampling)
 
     def _side(self, stage: str) -> int:
         return self.side * self.settings.space ** max(0, STAGES.index(stage) - 1)
@@ -220,20 +251,25 @@ class MakeAVideoRecipe:
         time = NO_TIME if stage == "space" else MAKE_A_VIDEO_TIME
         return replace(sizes, temporal=time, text="none", given_channels=given, vector_dim=vector, scalars=scalars)
 
-    def _train(self, folder: Path, name: str, system: MakeAVideo, device: torch.device) -> Path:
+    def _train(
+        self, folder: Path, name: str, system: MakeAVideo, device: torch.device, clips: PreparedClips | None
+    ) -> Path:
         """Train one phase; `compute.json` says with how many operations."""
-        plan: PhasePlan = getattr(self, name)
+        if clips:
+            clips.verify()
+        plan = self.plan(name)
         flops = None if self.flops is None else self.flops * plan.share
-        return train_counted(self.phase(name, system, device), plan.train, folder, self._kept(name), name, flops)
+        phase = self.phase(name, system, device, clips)
+        return train_counted(phase, plan.train, folder, self._kept(name, clips), name, flops)
 
-    def _kept(self, name: str) -> dict[str, object]:
+    def _kept(self, name: str, clips: PreparedClips | None = None) -> dict[str, object]:
         """What a resumed run of a phase must have in common with the one before."""
-        whole = to_dict(self)
+        whole = without_folder(to_dict(self))
         for key in ("device", "until", "flops", *(phase for phase in PHASES if phase != name)):
             whole.pop(key)
         whole[name].pop("train")  # the loop keeps its own, and knows which of them may change
         whole[name].pop("share")  # a length too
-        return whole
+        return whole | ({"data": clips.identity(), "held_out": self.held_out} if clips else {})
 
 
 def make_a_video() -> MakeAVideoRecipe:

@@ -30,6 +30,7 @@ from carrara.evaluation.suite import evaluate
 from carrara.recipes.compute import COMPUTE, check_flops
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PondRecipe
+from carrara.recipes.prepared_clips import without_folder
 from carrara.recipes.systems import SYSTEMS, Contest
 from carrara.recipes.trials import Made, open_run, train_trial
 from carrara.training.config import check_same
@@ -202,8 +203,8 @@ class Scoreboard:
 
 
 def _deciding(recipe: Any) -> dict[str, Any]:
-    """A recipe's settings without where it runs."""
-    whole = to_dict(recipe)
+    """A recipe's settings without where it runs and what it reads: all rows learn the same world."""
+    whole = without_folder(to_dict(recipe))
     whole.pop("device")
     return whole
 

@@ -80,6 +80,9 @@ class Contest:
     fps: float
 
     def __post_init__(self) -> None:
+        for name in ("vdm", "make_a_video", "image"):
+            if data := getattr(self, name).data:
+                raise ValueError(f"{name}.data={data!r}: systems are compared on the same world, the pond")
         if self.vdm.only_base:
             raise ValueError("vdm.only_base: its stage fine is missing; a VDM is compared whole")
         if self.make_a_video.until != PHASES[-1]:

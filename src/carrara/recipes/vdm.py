@@ -3,6 +3,8 @@
     carrara train vdm -o runs/vdm
     carrara generate "a red ball bounces on the grass" --model runs/vdm/fine/model
 
+`--data FOLDER` trains on clips that `carrara data prepare` has written instead; both stages are cut from the same ones.
+
 `--only-base` stops after the base, whose clips are then the model's; `--base.flops 1e15` trains for that much compute
 instead of a time, and `compute.json` says what each stage took, and all. The number of images behind every clip, 0, 4
 or 8 in the paper, is `--base.images`.
@@ -15,7 +17,6 @@ of it in the gradients of the fine stage: minutes; the base's 16 frames take sec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,16 +25,19 @@ import torch
 from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
+from carrara.data.prepared import Prepared
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
 from carrara.recipes.compute import check_flops, sum_compute, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PICTURED
-from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
-from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES
+from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, tell
+from carrara.recipes.prepared_pieces import Wanted
+from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.vdm_data import pond_data, prepared_data
 from carrara.systems.cascade import Rung, check_ladder
 from carrara.systems.latent import Defaults, Sampling
-from carrara.systems.stage_phase import CaptionedClips, StagePhase
+from carrara.systems.stage_phase import StagePhase
 from carrara.systems.vdm import VDM, VDMSettings
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
@@ -76,7 +80,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class VDMRecipe:
-    """Everything that decides a VDM. device: "cpu", "cuda", or "auto"."""
+    """Everything that decides a VDM. device: "cpu", "cuda", or "auto".
+
+    data: a prepared folder to train on instead of the pond (mix, captioning and spans have no effect then); held_out:
+    share of its sources kept for validation; threads: that decode (0: one per core, at most 8); memory: GB of decoded
+    clips that are kept.
+    """
 
     base: StagePlan
     fine: StagePlan
@@ -91,12 +100,46 @@ class VDMRecipe:
     text_layers: int = 2
     seed: int = 0
     device: str = "auto"
+    data: str = ""
+    held_out: float = 0.05
+    threads: int = 0
+    memory: float = 1.0
 
     def run(self, folder: Path) -> Path:
         """Train the stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
         check_ladder(self.ladder())
         device = torch.device(chosen_device(self.device))
-        base = self._train(folder / "base", "base", self.fresh(), self.base, device)
+        wanted = [self.wanted(stage) for stage in self.stages]
+        with opened(self.data, self.held_out, self.seed, self.threads, self.memory, wanted) as clips:
+            check_same_clips(folder, self.stages, clips)
+            if clips:
+                self.check(clips)
+                tell(clips)
+            return self._run(folder, device, clips)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("base",) if self.only_base else ("base", "fine")
+
+    @property
+    def example(self) -> str:
+        """A prompt to try the model with."""
+        return example_of(Prepared(self.data)) if self.data else PICTURED[0]
+
+    def wanted(self, stage: str) -> Wanted:
+        """The clips that a stage learns."""
+        plan = self.plan(stage)
+        return Wanted(stage, plan.shape, plan.fps)
+
+    def check(self, clips: PreparedClips) -> None:
+        """Refuse clips and captions that a stage cannot take, before the first one runs."""
+        for stage in self.stages:
+            clips.trained(self.wanted(stage), self.plan(stage).batch)
+            clips.trained(replace(self.wanted(stage), captioned=True))
+        check_captions(clips.prepared, words_of(clips.prepared))
+
+    def _run(self, folder: Path, device: torch.device, clips: PreparedClips | None) -> Path:
+        base = self._train(folder / "base", "base", self.fresh(clips), self.base, device, clips)
         if self.only_base:
             sum_compute(folder, ["base"])
             return base
@@ -107,7 +150,7 @@ class VDMRecipe:
             system.defaults, frames=last.makes.frames, height=last.makes.height, width=last.makes.width, fps=last.fps
         )
         system = VDM(networks, system.text_encoder, system.tokenizer, whole, self.settings)
-        made = self._train(folder / "fine", "fine", system, self.fine, device)
+        made = self._train(folder / "fine", "fine", system, self.fine, device, clips)
         sum_compute(folder, ["base", "fine"])
         return made
 
@@ -130,9 +173,9 @@ class VDMRecipe:
         makes = VideoShape(settings.time * (base.frames - 1) + 1, fine.height, fine.width)
         return [*rungs, Rung("fine", takes, makes, fine.fps)]
 
-    def fresh(self) -> VDM:
-        """A base and a text encoder that know nothing yet."""
-        tokenizer = train_pond_tokenizer()
+    def fresh(self, clips: PreparedClips | None = None) -> VDM:
+        """A base and a text encoder that know nothing yet, and the words of the pond, or of a folder's captions."""
+        tokenizer = words_of(clips.prepared) if clips else train_pond_tokenizer()
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         width = self.text_width
         text = TextEncoder(
@@ -144,48 +187,65 @@ class VDMRecipe:
         defaults = Defaults(base.frames, base.height, base.width, base.fps, self.sampling)
         return VDM({"base": self._network(base, self.seed)}, text, tokenizer, defaults, self.settings)
 
-    def phase(self, stage: str, system: VDM, plan: StagePlan, device: torch.device) -> StagePhase:
+    def phase(
+        self,
+        stage: str,
+        system: VDM,
+        plan: StagePlan,
+        device: torch.device,
+        clips: PreparedClips | None = None,
+    ) -> StagePhase:
         """The base learns with the text encoder; the fine network reads what that has become."""
         for module in (*system.networks.values(), system.text_encoder):
             module.to(device)
-
-        def clips(batch: int, images: int, seed: int, first: int) -> Callable[[int], CaptionedClips]:
-            about = (self.mix, self.captioning, seed, device, plan.span, first)
-            return pond_clips(plan.shape, plan.fps, batch, images, *about)
-
+        data = prepared_data(self, stage, clips) if clips else pond_data(self, stage, device)
         return StagePhase(
             system,
             stage,
-            clips(plan.batch, plan.images, self.seed, CLIP_SCENES),
-            clips(plan.validation, 0, 0, CLIP_VALIDATION_SCENES)(0),
+            data.batch,
+            data.validation,
             self.sampling,
             plan.shape,
-            PICTURED,
+            data.pictured,
             text=stage == "base",
         )
+
+    def plan(self, stage: str) -> StagePlan:
+        """How a stage is trained."""
+        return self.base if stage == "base" else self.fine
 
     def _network(self, plan: StagePlan, seed: int) -> UNet3D:
         network = UNet3D(replace(plan.network, text_dim=self.text_width))
         network.init_weights(seed)
         return network
 
-    def _train(self, folder: Path, stage: str, system: VDM, plan: StagePlan, device: torch.device) -> Path:
+    def _train(
+        self,
+        folder: Path,
+        stage: str,
+        system: VDM,
+        plan: StagePlan,
+        device: torch.device,
+        clips: PreparedClips | None,
+    ) -> Path:
         """Train one stage, or find it trained; `compute.json` says with how many operations."""
         model = folder / "model"
         if (model / "model_index.json").is_file():
             return model
-        phase = self.phase(stage, system, plan, device)
-        return train_counted(phase, plan.train, folder, self._settings(stage), stage, plan.flops)
+        if clips:
+            clips.verify()
+        phase = self.phase(stage, system, plan, device, clips)
+        return train_counted(phase, plan.train, folder, self._settings(stage, clips), stage, plan.flops)
 
-    def _settings(self, stage: str) -> dict[str, object]:
+    def _settings(self, stage: str, clips: PreparedClips | None = None) -> dict[str, object]:
         whole = to_dict(self)
         for plan in ("base", "fine"):
             whole[plan].pop("train")  # the loop keeps its own, and knows which of them may change
             whole[plan].pop("flops")  # a length too: a resumed run may go on for longer
         kept = ("base",) if stage == "base" else ("base", "fine")
-        return {
-            key: whole[key] for key in (*kept, "settings", "mix", "captioning", "text_width", "text_layers", "seed")
-        }
+        names = (*kept, "settings", "mix", "captioning", "text_width", "text_layers", "seed")
+        data = {"data": clips.identity(), "held_out": self.held_out} if clips else {}
+        return {**{name: whole[name] for name in names}, **data}
 
 
 def vdm() -> VDMRecipe:
