@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carrara.nn import fused
-from carrara.nn.layers import Linear
+from carrara.nn import fused, products
+from carrara.nn.layers import MLP, Linear
+from carrara.nn.lora import attach, fresh, linear_layers, merge
 from carrara.nn.positions import grid_positions, rotate, rotations
 
 EPS = 1e-6
@@ -44,7 +45,7 @@ BIAS = torch.tensor([0, -torch.inf, 0.7, 0]).double().view(1, 1, 1, 4)
 
 # name: (the chain, its plain formula, shapes of the inputs)
 CHAINS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
-    "gelu": (fused.gelu, lambda x: F.gelu(x, approximate="tanh"), [(3, 7)]),
+    "gelu": (products.gelu, lambda x: F.gelu(x, approximate="tanh"), [(3, 7)]),
     "norm, a level per clip": (
         lambda x, shift, scale: fused.modulated_norm(x, shift, scale, EPS, x.dtype),
         lambda x, shift, scale: F.layer_norm(x, (6,), eps=EPS) * (1 + scale) + shift,
@@ -117,9 +118,9 @@ def test_in_bfloat16_results_and_gradients_are_within_its_rounding(name):
 
 def test_gelu_is_the_same_across_the_borders_of_its_chunks(monkeypatch):
     x = draw(50).requires_grad_()
-    whole = fused.gelu(x)
-    monkeypatch.setattr(fused, "CHUNK", 7)
-    parts = fused.gelu(x)
+    whole = products.gelu(x)
+    monkeypatch.setattr(products, "CHUNK", 7)
+    parts = products.gelu(x)
     torch.testing.assert_close(parts, whole, rtol=1e-14, atol=1e-14)
     slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (whole, parts)]
     torch.testing.assert_close(*slopes, rtol=1e-14, atol=1e-14)
@@ -127,14 +128,15 @@ def test_gelu_is_the_same_across_the_borders_of_its_chunks(monkeypatch):
 
 def test_gelu_of_far_values_is_finite():
     x = torch.tensor([-1e4, -30, 0, 30, 1e4], requires_grad=True)
-    y = fused.gelu(x)
+    y = products.gelu(x)
     y.sum().backward()
     assert y.tolist() == [0, 0, 0, 30, 1e4]
     assert x.grad.tolist() == [0, 0, 0.5, 1, 1]
 
 
 def test_what_runs_elsewhere_and_without_gradients_are_the_same_formulas(monkeypatch):
-    monkeypatch.setattr(fused, "by_hand", lambda x: False)
+    for module in (fused, products):
+        monkeypatch.setattr(module, "by_hand", lambda x: False)
     for name, (chain, plain, _) in CHAINS.items():
         given = inputs(name)
         torch.testing.assert_close(chain(*given), plain(*given), rtol=1e-6, atol=1e-6)
@@ -159,6 +161,57 @@ def test_a_linear_layer_in_bfloat16_is_the_product_it_says(shape):
     for found, true in zip(torch.autograd.grad(made.sum(), given), torch.autograd.grad(exact.sum(), given)):
         assert found.dtype == torch.float32
         assert (found - true).norm() <= 0.01 * true.norm()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_norms_are_the_same_bits_across_the_borders_of_their_rows(monkeypatch, grad):
+    x, weight, shift, scale = (
+        draw(*shape, seed=i) for i, shape in enumerate([(2, 3, 7, 12), (12,), *[(2, 3, 1, 12)] * 2])
+    )
+    results = []
+    for rows in (fused.ROWS, 2 * 3 * 12 * 2, 1):
+        monkeypatch.setattr(fused, "ROWS", rows)
+        with torch.set_grad_enabled(grad):
+            norm = fused.modulated_norm(x, shift, scale, EPS, torch.bfloat16)
+            heads = fused.normed_heads(x.flatten(1, 2), weight, turns(21, 6), 2, EPS, torch.bfloat16)
+        results.append((norm, heads))
+    for part in zip(*results):
+        assert all(torch.equal(part[0], other) for other in part[1:])
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (0, 8)])
+@torch.no_grad()
+def test_what_follows_a_product_of_bfloat16_is_within_its_rounding(shape):
+    """Bias and GELU, for weights that lie anywhere in memory, as those of a mapped file do."""
+    x, weight = draw(*shape).bfloat16(), draw(12 * 8 + 1, seed=1).bfloat16()[1:].view(12, 8)
+    bias = draw(12, seed=2).bfloat16()
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    made = products.linear(x, weight, bias, torch.bfloat16)
+    risen = products.linear_gelu(x, weight, bias, torch.bfloat16)
+    assert made.dtype == risen.dtype == torch.bfloat16
+    assert (made - exact).norm() <= 0.004 * exact.norm()
+    assert (risen - F.gelu(exact, approximate="tanh")).norm() <= 0.004 * exact.norm()
+
+
+@torch.no_grad()
+def test_gelu_within_a_product_is_finite_for_far_values():
+    x = torch.tensor([[-1e30], [-1e4], [-30], [0], [30], [1e4]]).bfloat16()
+    made = products.linear_gelu(x, torch.ones(1, 1).bfloat16(), torch.zeros(1).bfloat16(), torch.bfloat16)
+    assert made.flatten().tolist() == [0, 0, 0, 0, 30, x[-1].item()]
+
+
+@torch.no_grad()
+def test_an_adapters_terms_are_added_before_gelu():
+    mlp, x = MLP(8, 16, 8).bfloat16(), draw(5, 8).bfloat16()
+    plain = mlp(x)
+    terms = fresh(linear_layers(mlp), rank=4, alpha=4, generator=torch.Generator().manual_seed(0))
+    for index, term in enumerate(terms.values()):
+        term.up.copy_(draw(*term.up.shape, seed=index))
+    attach(mlp, terms)
+    apart = mlp(x)
+    merge(mlp)
+    assert (apart - mlp(x)).norm() <= 0.02 * apart.norm()
+    assert (apart - plain).norm() > 0.1 * plain.norm()
 
 
 @pytest.mark.parametrize("keys", [fused.MANY, 144, 333, 576])

@@ -2,13 +2,12 @@
 
 Not standard: every chain works in place on one wide copy (float32; float64 for float64 inputs), keeps its inputs
 rather than what lies between, and has its derivative written out. On a CPU such passes are bound by memory, and took
-half of a training step. The plain formulas run elsewhere, when compiled, and without gradients, where there is little
-to keep and a Function's own cost counts.
+half of a training step. Without gradients nothing is kept, and norms go by rows that stay in a core's cache. The plain
+formulas run elsewhere and when compiled.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -20,33 +19,17 @@ from torch.autograd.function import once_differentiable
 
 from carrara.nn.positions import rotate
 
-CHUNK = 1 << 17
-"""So many numbers of a wide layer are worked on at a time: several float32 copies of them fit in a core's cache."""
+ROWS = 1 << 18
+"""So many numbers of a norm's rows: what a core's cache of 2 MB holds of them, wide and rounded."""
 
 MANY = 128
 """From so many keys on, torch's softmax of bfloat16 scores gives the bits that it gives of their float32 copy, rounded:
 it sums in float32 inside. Without the copies attention is 1.1 (512 keys) to 3 times (144, six heads) as fast."""
 
-# gelu(x) = x sigmoid(x (A + B x^2)) is the tanh form (arXiv:1606.08415) without tanh, which costs three times as much.
-A = math.sqrt(8 / math.pi)
-B = 0.044715 * A
-
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What elementwise passes are computed in."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """`... i` -> `... o` in `dtype`. Where it can, oneDNN adds the bias within its product: 15% faster."""
-    if by_hand(x) and dtype == torch.bfloat16 and _has_onednn():
-        return _Linear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
-    return F.linear(x, weight, bias)  # autocast casts, and remembers what it has cast
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form."""
-    return _Gelu.apply(x) if by_hand(x) else F.gelu(x, approximate="tanh")
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -56,6 +39,13 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: t
     """
     if by_hand(x):
         return _ModulatedNorm.apply(x, shift, scale, eps, dtype)
+    if in_cache(x):
+        made, factor = torch.empty(x.shape, dtype=dtype), 1 + scale
+        ones, zeros = x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1])  # as in `_ModulatedNorm`
+        each = max(1, ROWS * x.shape[-2] // max(1, x.numel()))
+        for piece, room in zip(x.split(each, dim=-2), made.split(each, dim=-2)):
+            room.copy_(F.layer_norm(piece, x.shape[-1:], ones, zeros, eps).mul_(factor).add_(shift))
+        return made
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale).to(dtype)
 
 
@@ -70,6 +60,8 @@ def normed_heads(x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, ep
     """`b n (h c)` to `b h n c`: RMS norm over all heads together, rotary turns `(b or 1, n, c / 2, 2)`, split."""
     if by_hand(x):
         return _NormedHeads.apply(x, weight, turns, heads, eps, dtype)
+    if in_cache(x):
+        return _heads(x, weight, turns, heads, eps, dtype)[0]
     normed = F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).unflatten(-1, (heads, -1))
     heads_first = rearrange(normed if turns is None else rotate(normed, turns), "b n h c -> b h n c")
     return heads_first.to(dtype, memory_format=torch.contiguous_format)  # or every product would copy its part
@@ -100,51 +92,28 @@ def by_hand(x: Tensor) -> bool:
     return x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def in_cache(x: Tensor) -> bool:
+    """Whether to go by rows: on a CPU, where nothing is to be learned."""
+    return x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows, inputs = gradient.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1])
-        by_x, by_weight, by_bias = ctx.needs_input_grad  # of a frozen layer's three products two are enough
-        return (
-            (rows @ weight).view_as(x) if by_x else None,
-            rows.t() @ inputs if by_weight else None,
-            rows.sum(0) if by_bias else None,
-        )
-
-
-class _Gelu(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Also forms the derivative, for which everything is at hand."""
-        x = x.contiguous()
-        made, slope = torch.empty_like(x), torch.empty_like(x)
-        a = torch.tensor(A, dtype=wide(x.dtype), device=x.device)
-        for piece, result, derivative in zip(*(each.view(-1).split(CHUNK) for each in (x, made, slope))):
-            y = piece.to(a.dtype, copy=True)
-            factor = torch.addcmul(a, y, y, value=B)
-            share = (factor * y).sigmoid_()
-            result.copy_(y.mul_(share))
-            if ctx.needs_input_grad[0]:  # share + y (1 - share) (A + 3 B x^2)
-                y.addcmul_(y, share, value=-1)
-                derivative.copy_(share.add_(y, alpha=-2 * A).addcmul_(y, factor, value=3))
-        ctx.save_for_backward(slope)
-        return made
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * ctx.saved_tensors[0]
+def _heads(
+    x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`normed_heads` by rows, and the rate `b n 1` that each was multiplied by."""
+    (b, n, d), kind = x.shape, wide(x.dtype)
+    made, rates = x.new_empty(b, heads, n, d // heads, dtype=dtype), x.new_empty(b, n, 1, dtype=kind)
+    turned = None if turns is None else torch.view_as_complex(turns.to(kind))[..., None, :]
+    each = max(1, ROWS // max(1, b * d))
+    for start in range(0, n, each):
+        rows = slice(start, start + each)
+        normed, rate = x[:, rows].to(kind, copy=True), rates[:, rows]
+        rate.copy_((torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square_() / d).add_(eps).rsqrt_())
+        split = normed.mul_(rate).mul_(weight).unflatten(-1, (heads, -1))
+        if turned is not None:
+            _pairs(split).mul_(turned[:, rows])
+        made[:, :, rows].copy_(split.transpose(1, 2))
+    return made, rates
 
 
 class _ModulatedNorm(Function):
@@ -196,15 +165,9 @@ class _NormedHeads(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype
     ) -> Tensor:
-        normed = x.to(wide(x.dtype), copy=True)
-        rate = (torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
-        split = normed.mul_(rate).mul_(weight).unflatten(-1, (heads, -1))
-        if turns is not None:
-            turns = turns.to(normed.dtype)
-            _pairs(split).mul_(torch.view_as_complex(turns)[..., None, :])
-        ctx.save_for_backward(x, weight, turns, rate)
-        b, n, h, c = split.shape
-        return torch.empty(b, h, n, c, dtype=dtype, device=x.device).copy_(split.transpose(1, 2))
+        made, rate = _heads(x, weight, turns, heads, eps, dtype)
+        ctx.save_for_backward(x, weight, None if turns is None else turns.to(rate.dtype), rate)
+        return made
 
     @staticmethod
     @once_differentiable

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from carrara.nn.fused import linear
 from carrara.nn.layers import compute_dtype
 from carrara.nn.lora import with_terms
+from carrara.nn.products import linear
 
 
 @torch.inference_mode(False)  # whose tensors could not be trained afterwards
