@@ -1,7 +1,7 @@
 """Prompts to token ids, with the light `tokenizers` package alone (importing `transformers` would take seconds).
 
 A tokenizer trained here knows whole words: each word of the captions is one token, whatever its case, and every other
-word falls back to its UTF-8 bytes, so that no word is ever lost. Foreign UMT5 folders (`tokenizer.json`) are read too.
+word falls back to its UTF-8 bytes, so that no word is ever lost. Foreign UMT5 folders are read too.
 
 Not standard: the model is a BPE without merges that takes a word whole when the vocabulary has it (`ignore_merges`).
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from carrara.core.config import write_json
 from carrara.text.cleaning import clean_prompt
+from carrara.text.spiece import read_spiece
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1 and 2, as in UMT5
 MAX_LENGTH = 512  # tokens of a prompt, the end token included (Wan)
@@ -53,16 +54,20 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a folder's `tokenizer.json`. Raises ValueError where there is none or it is damaged."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: no such file; if there is only a spiece.model, save it anew with transformers.AutoTokenizer"
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the binding raises bare Exception
-            raise ValueError(f"{path}: damaged, or no tokenizer this version reads ({error})") from None
+        """Read a folder's `tokenizer.json`, or else its `spiece.model`.
+
+        Raises ValueError where there is neither or it is damaged.
+        """
+        path, older = Path(folder) / "tokenizer.json", Path(folder) / "spiece.model"
+        if path.is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(path))
+            except Exception as error:  # the binding raises bare Exception
+                raise ValueError(f"{path}: damaged, or no tokenizer this version reads ({error})") from None
+        elif older.is_file():
+            path, backend = older, read_spiece(older, END)
+        else:
+            raise ValueError(f"{path}: no such file, and no spiece.model beside it")
         try:
             return cls(backend)
         except ValueError as error:
