@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from carrara.cli import run, training_run
+from carrara.cli import run
+from carrara.cli.training import training_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

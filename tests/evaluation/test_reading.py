@@ -78,6 +78,25 @@ def test_an_actor_in_front_keeps_its_own_motion_and_a_small_ring_is_one(tmp_path
         assert score(read_clip(frames, 8), Asked.everything(scene))["all"], scene
 
 
+@pytest.mark.parametrize(
+    ("mix", "number", "split"),
+    [(SINGLES, 9_900_000_000_140, "train"), (Mix(two=0.0, wall=1.0, camera=0.0), (5 << 40) + 128, "train")],
+)  # orange and red frogs, whose feet are as brown as no other actor's edge
+def test_the_foot_of_a_frog_is_no_actor(mix, number, split, tmp_path):
+    scene = sample_scene(number, mix, split)
+    assert scene.actors[0].kind == "frog"
+    reading = read_clip(written([scene], tmp_path, side=64)[0], 8)
+    assert (reading.count, [actor.kind for actor in reading.actors]) == (1, ["frog"])
+
+
+def test_a_small_actor_beside_a_large_one_stays_an_actor(tmp_path):
+    scene = sample_scene(SEED, PAIRS)
+    large, small = scene.actors
+    small = replace(small, size="small", motion="spins", x=0.22, y=0.0)
+    near = replace(scene, actors=(replace(large, size="large", motion="spins", x=0.0, y=0.0), small))
+    assert read_clip(written([near], tmp_path, side=64)[0], 8).count == 2
+
+
 def test_a_small_ring_keeps_its_hole(tmp_path):
     """At 64 pixels the hole is a twelfth of the disc, where shading and a mark have taken from it."""
     first = 5 << 40

@@ -32,6 +32,7 @@ ALIKE = 0.6  # soft intersection over union with the best silhouette, below whic
 RINGED = 0.5  # the same for what is hollow: a thin ring of few pixels fits badly, but nothing else has such a hole
 HOLLOW = 0.7  # of a round actor's middle that is its own, below which it is a ring (the pond's balls at 64: 0.99)
 BETWEEN = math.sqrt(SIZES["small"] * SIZES["large"]) / 2  # radius that parts small from large
+PIECE, AT_IT = 0.37, 1.4  # of an actor's area, below which, and radii from its middle, within which a piece of it lies
 LARGEST = 1.6 * SIZES["large"] / 2  # radius of an actor that is too large to be either (one that does not grow)
 
 
@@ -96,8 +97,21 @@ def read_clip(frames: NDArray[np.uint8] | Any, fps: float) -> Reading:
     if count == 2:
         # What does not move and has no actor's shape or size is a piece of scenery, unless it is all there is.
         actors = [a for a in actors if a.motion or a.size] or actors
+        actors = [a for a in actors if not any(is_piece(a, other) for other in actors if other is not a)]
         count = len(actors)
     return Reading(stage.background, stage.camera, count, tuple(actors))
+
+
+def is_piece(one: ActorReading, other: ActorReading) -> bool:
+    """Whether what has no shape of its own is a piece of another, as a frog's foot is: small, and always at it."""
+    both = np.isfinite(one.area) & np.isfinite(other.area)
+    if one.kind or not other.kind or not both.any():
+        return False
+    apart = np.hypot(one.track.x - other.track.x, one.track.y - other.track.y)
+    radius = float(np.nanmedian(other.track.radius))
+    apart = apart[np.isfinite(apart)]
+    small = np.median(one.area[both]) < PIECE * np.median(other.area[both])
+    return bool(small and len(apart) and np.quantile(apart, 0.8) < AT_IT * radius)
 
 
 def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
