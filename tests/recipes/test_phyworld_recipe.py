@@ -9,7 +9,7 @@ import torch
 from going_on import check_went_on
 
 from carrara.core.types import VideoShape
-from carrara.data.phyworld import render_balls
+from carrara.data.phyworld import caption, render_balls, sample_balls
 from carrara.evaluation.physics.continuation import known_frames, measure_physics
 from carrara.recipes import RECIPES
 from carrara.recipes.phyworld import BallSource, BallWorld
@@ -48,6 +48,12 @@ def test_a_finished_model_goes_on_and_keeps_its_autoencoder_and_its_words(traine
     went_on = replace(RECIPES["phyworld-tiny"](), start=str(model)).run(tmp_path / "run")
     before, after = LatentVideo.load(model), LatentVideo.load(went_on)
     check_went_on(before, after, tmp_path / "run")
+
+
+def test_the_prompt_to_try_it_with_is_one_that_it_learned():
+    recipe = RECIPES["phyworld-tiny"]()
+    assert recipe.example == caption(sample_balls(0, "uniform"))
+    assert replace(recipe, world=BallWorld(("parabola",))).example == caption(sample_balls(1, "parabola"))
 
 
 def test_other_shapes_are_refused_before_anything_is_trained():

@@ -94,6 +94,11 @@ class PhyWorldRecipe(PondRecipe):
         if self.denoiser.buckets.shapes:
             raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")
 
+    @property
+    def example(self) -> str:
+        """A prompt that the trained model understands."""
+        return caption(sample_balls(0, self.world.kinds[0]))
+
     def source(self, mix: Mix, device: torch.device) -> BallSource:
         return BallSource(self.shape, self.fps, self.world, device)
 
