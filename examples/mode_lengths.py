@@ -38,7 +38,7 @@ def section(number: int) -> Mode:
 
 def sized(across: float, down: float) -> Mode:
     def size(case: Case, _: Sequence[float]) -> tuple[Task, Mapping[str, Answer]]:
-        width, height = round(across * case.width), round(down * case.height)
+        width, height = case.sides(across * case.width, down * case.height)
         return Task(case.scene, case.fps, range(case.frames)), {
             "model": lambda: case.make(None, size=(width, height)),
             "truth": lambda: case.rendered(case.scene, case.frames, (height, width))[0],

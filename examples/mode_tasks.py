@@ -113,6 +113,12 @@ class Case:
         """How such a clip would be made."""
         return self.model.plan(Request(self.prompt, seed=1, **settings))  # type: ignore[arg-type]
 
+    def sides(self, width: float, height: float) -> tuple[int, int]:
+        """The width and height nearest to these that the model can make."""
+        space, (_, down, across) = self.model.system.stride.space, self.model.system.patch
+        columns, rows = space * across, space * down
+        return max(1, round(width / columns)) * columns, max(1, round(height / rows)) * rows
+
     def aligned(self, frames: int) -> int:
         """The least number of frames that the model makes in one pass and is no less than this."""
         return align(frames, 0, self.model.system.stride.time)
