@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
+from tests.evaluation.written import written
 
-from carrara.core.media import read_video, write_video
-from carrara.core.types import VideoShape
-from carrara.data.pond.render import render
 from carrara.data.pond.sampling import sample_scene
 from carrara.evaluation.adherence.verdicts import Asked, score
 from carrara.evaluation.prompts import PAIRS
@@ -53,6 +51,5 @@ def test_a_hidden_edge_takes_area_and_leaves_the_frame_normalised():
 def test_small_dark_actors_are_read_at_night(number, tmp_path):
     scene = sample_scene((5 << 40) + 1000 + number, PAIRS, ("train", "held_out")[number % 2])
     assert scene.background == "night"
-    write_video(tmp_path / "clip.mp4", render([scene], VideoShape(17, 64, 64)).video[0], 8)
-    frames = read_video(tmp_path / "clip.mp4")[0].numpy()
+    (frames,) = written([scene], tmp_path, side=64)
     assert score(read_clip(frames, 8), Asked.everything(scene))["all"]

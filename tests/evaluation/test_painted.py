@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
+from tests.evaluation.written import written
 
-from carrara.core.media import read_video, write_video
-from carrara.core.types import VideoShape
-from carrara.data.pond.render import render
 from carrara.data.pond.sampling import SINGLES, Mix, sample_scene
 from carrara.evaluation.reading.against import templates_against
 from carrara.evaluation.reading.clip import read_clip
@@ -55,6 +53,5 @@ def test_what_is_seen_of_a_template_is_painted_in_its_own_frame():
 )  # small birds, whose outlines fit a heart as well; a triangle that spins
 def test_shapes_with_alike_outlines_are_told_apart(mix, number, tmp_path):
     scene = sample_scene(7_700_000_000_000 + number, mix, ("train", "held_out")[number % 2])
-    write_video(tmp_path / "clip.mp4", render([scene], VideoShape(17, 64, 64)).video[0], 8)
-    reading = read_clip(read_video(tmp_path / "clip.mp4")[0].numpy(), 8)
+    reading = read_clip(written([scene], tmp_path, side=64)[0], 8)
     assert [actor.kind for actor in reading.actors] == [scene.actors[0].kind]

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from tests.evaluation.written import written
 
-from carrara.core.media import read_video, write_video
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import SINGLES, Mix, sample_scene
@@ -19,15 +18,6 @@ from carrara.evaluation.reading.clip import read_clip
 SEED = 4 << 40
 PAIRS = Mix(two=1.0, wall=0.0, camera=0.0)
 BATTERY = 48
-
-
-def written(scenes: list[Scene], folder: Path, side: int = 128) -> list[np.ndarray]:
-    """Renders as they come back from MP4 files."""
-    frames = []
-    for index, video in enumerate(render(scenes, VideoShape(17, side, side)).video):
-        write_video(folder / f"{index}.mp4", video, 8, overwrite=True)
-        frames.append(read_video(folder / f"{index}.mp4")[0].numpy())
-    return frames
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tests.evaluation.written import written
 
-from carrara.core.media import read_video, write_video
-from carrara.core.types import VideoShape
-from carrara.data.pond.render import render
 from carrara.data.pond.sampling import sample_scene
 from carrara.evaluation.adherence.verdicts import Asked, score
 from carrara.evaluation.prompts import RELATED
@@ -48,6 +46,5 @@ def test_one_region_in_most_frames_may_be_two_actors():
 def test_who_follows_closely_keeps_its_shape_and_so_does_who_is_followed(number, tmp_path):
     scene = sample_scene((5 << 40) + 40_000 + number, RELATED, ("train", "held_out")[number % 2])
     assert scene.relation == "follows"
-    write_video(tmp_path / "clip.mp4", render([scene], VideoShape(17, 64, 64)).video[0], 8)
-    frames = read_video(tmp_path / "clip.mp4")[0].numpy()
+    (frames,) = written([scene], tmp_path, side=64)
     assert score(read_clip(frames, 8), Asked.everything(scene))["all"]

@@ -10,11 +10,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch.nn.functional import grid_sample
 
 from carrara.data.pond.shapes import BODY, EDGE
 from carrara.evaluation.reading.colours import Array
@@ -28,6 +26,7 @@ from carrara.evaluation.reading.silhouettes import (
     paint_labs,
     plain_parts,
     plain_templates,
+    reframed,
     templates,
 )
 
@@ -81,10 +80,8 @@ def normalised(whole: Templates, masks: Array, plains: Array) -> tuple[Templates
     share = np.maximum(masks.sum(axis=(1, 2)) * CELL, CELL)  # of the whole silhouette's area
     middle = np.stack([np.einsum("nhw,w->n", masks, at), np.einsum("nhw,h->n", masks, at)], axis=1)
     middle *= CELL / share[:, None]
-    x, y = (middle[:, axis, None] + at * np.sqrt(share)[:, None] for axis in (0, 1))
-    grid = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), axis=-1) / SPAN
-    both = torch.from_numpy(np.stack([masks, plains], axis=1).astype(np.float32))
-    mask, plain = grid_sample(both, torch.from_numpy(grid).float(), align_corners=True).numpy().swapaxes(0, 1)
+    both = np.stack([masks, plains], axis=1).astype(np.float32)
+    mask, plain = reframed(both, middle, np.sqrt(share)).swapaxes(0, 1)
     centres = whole.centres + middle * np.sqrt(whole.areas)[:, None]
     seen = Templates(blurred(mask), whole.shown, whole.names, whole.areas * share, whole.turns, centres)
     return seen, blurred(plain)

@@ -23,7 +23,7 @@ from carrara.evaluation.reading.against import templates_against
 from carrara.evaluation.reading.colours import name_colour
 from carrara.evaluation.reading.masks import Sights
 from carrara.evaluation.reading.segments import find_actors
-from carrara.evaluation.reading.silhouettes import Templates, match, templates
+from carrara.evaluation.reading.silhouettes import Templates, match, poses_of, templates
 from carrara.evaluation.reading.stage import Stage, read_stage
 from carrara.evaluation.reading.tracks import Floats, Track, polar, read_motion, turning
 from carrara.evaluation.reading.views import Views, best_shape, filled, look
@@ -133,7 +133,7 @@ def read_actor(stage: Stage, sights: Sights, times: Floats) -> ActorReading:
     hollow = name in ("ball", "ring") and filled(views.masks, weight) < HOLLOW
     if hollow:
         name = "ring"  # the hole of a small ball-like thing is blurred, but nothing else has one
-    poses = np.where(names == name, fit, -1).argmax(axis=1)
+    poses = poses_of(name, known, fit)
     track, motion = read_track(stage, views, known, poses, times, spin)
     fits = support[name] >= (RINGED if hollow else ALIKE)
     area = nowhere.copy()

@@ -6,15 +6,15 @@ difference inside both masks is compared only between shapes whose outlines fit 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch.nn.functional import grid_sample
 
 from carrara.evaluation.reading.colours import Array
-from carrara.evaluation.reading.silhouettes import BLUR, GRID, SPAN, Templates, paint_labs, templates
+from carrara.evaluation.reading.silhouettes import BLUR, GRID, Templates, paint_labs, reframed, templates
 
 
 def pictures(known: Templates, chosen: NDArray[np.int64], colour: str) -> tuple[Array, Array]:
@@ -27,12 +27,9 @@ def pictures(known: Templates, chosen: NDArray[np.int64], colour: str) -> tuple[
     drawn = np.concatenate([np.einsum("mcp,mcd->mdp", shown, layers), shown.sum(axis=1, keepdims=True)], axis=1)
     scale = np.sqrt(known.areas[chosen] / whole.areas[base])
     middle = (known.centres[chosen] - whole.centres[base]) / np.sqrt(whole.areas[base])[:, None]
-    at = np.linspace(-SPAN, SPAN, GRID)
-    x, y = (middle[:, axis, None] + at * scale[:, None] for axis in (0, 1))
-    grid = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), axis=-1) / SPAN
-    maps = torch.from_numpy(rearrange(drawn, "m d (h w) -> m d h w", h=GRID))
-    there = grid_sample(maps, torch.from_numpy(grid).float(), align_corners=True).numpy()
-    there = rearrange(ndimage.gaussian_filter(there, (0, 0, BLUR, BLUR)), "m d h w -> m (h w) d")
+    seen = reframed(rearrange(drawn, "m d (h w) -> m d h w", h=GRID), middle, scale)
+    there: NDArray[Any] = ndimage.gaussian_filter(seen, (0, 0, BLUR, BLUR))
+    there = rearrange(there, "m d h w -> m (h w) d")
     paint = there[..., 3]
     return there[..., :3] / np.maximum(paint, 1e-3)[..., None], paint
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch.nn.functional import grid_sample
 
 from carrara.data.pond.shapes import (
     ACCENT,
@@ -171,32 +172,37 @@ def plainness(lab: Array, colour: str) -> Array:
     return np.clip((FAR - far) / FADE, 0, 1).astype(np.float32)
 
 
-def normalise(alpha: Array, own: Array) -> tuple[Array, Array, float, tuple[float, float]]:
-    """A soft mask and its plain part, `h w`, in the common frame `p`; area in pixels, centroid (column, row)."""
+def normalise(alpha: Array, own: Array, lab: Array) -> tuple[Array, Array, Array, float, tuple[float, float]]:
+    """A soft mask and its plain part, `h w`, and colours `h w 3`, in the common frame, `p` and `p 3`; area in pixels,
+    centroid (column, row)."""
     area = float(alpha.sum())
     rows, columns = np.arange(alpha.shape[0]), np.arange(alpha.shape[1])
     row = float((alpha.sum(axis=1) * rows).sum() / area)
     column = float((alpha.sum(axis=0) * columns).sum() / area)
-    mask, plain = (
-        ndimage.map_coordinates(part, places(area, column, row), order=1, mode="constant")
-        .reshape(-1)
-        .astype(np.float32)
-        for part in (alpha, own)
-    )
-    return mask, plain, area, (column, row)
-
-
-def sampled(lab: Array, area: float, column: float, row: float) -> Array:
-    """Colours `h w 3` in the common frame of a mask with this area and centroid, `p 3`."""
-    at = places(area, column, row)
-    each = [ndimage.map_coordinates(lab[..., part], at, order=1, mode="nearest") for part in range(3)]
-    return np.stack(each, axis=-1).reshape(-1, 3).astype(np.float32)
-
-
-def places(area: float, column: float, row: float) -> list[NDArray[np.float64]]:
-    """Rows and columns, `GRID GRID` each, of the points of the common frame."""
     step = np.linspace(-SPAN, SPAN, GRID) * math.sqrt(area)
-    return list(np.meshgrid(step + row, step + column, indexing="ij"))
+    at = np.meshgrid(step + row, step + column, indexing="ij")
+
+    def sampled(part: Array, mode: str) -> Array:
+        return ndimage.map_coordinates(part, at, order=1, mode=mode).reshape(-1).astype(np.float32)
+
+    mask, plain = (sampled(part, "constant") for part in (alpha, own))
+    colours = np.stack([sampled(lab[..., part], "nearest") for part in range(3)], axis=-1)
+    return mask, plain, colours, area, (column, row)
+
+
+def reframed(maps: Array, middle: NDArray[np.float64], scale: NDArray[np.float64]) -> Array:
+    """Maps `n c h w` in the common frame, seen in frames whose middles lie at `n 2` (x, y) of it and whose sides are
+    `n` of its own."""
+    at = np.linspace(-SPAN, SPAN, GRID)
+    x, y = (middle[:, axis, None] + at * scale[:, None] for axis in (0, 1))
+    grid = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), axis=-1) / SPAN
+    found: Array = grid_sample(torch.from_numpy(maps), torch.from_numpy(grid).float(), align_corners=True).numpy()
+    return found
+
+
+def poses_of(name: str, known: Templates, fit: Array) -> NDArray[np.int64]:
+    """Which template of a shape fits each view best, `m` of `m n`."""
+    return np.where(known.names == name, fit, -1).argmax(axis=1)
 
 
 def match(masks: Array, plains: Array, known: Templates, own: Array | None, spins: bool) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from carrara.evaluation.reading.colours import Array, name_colour
 from carrara.evaluation.reading.masks import Sights
 from carrara.evaluation.reading.painted import apart
-from carrara.evaluation.reading.silhouettes import GRID, SPAN, Templates, normalise, plainness, sampled
+from carrara.evaluation.reading.silhouettes import GRID, SPAN, Templates, normalise, plainness, poses_of
 from carrara.evaluation.reading.tracks import Floats
 
 CLOSE = 0.06  # intersection over union below the best fit, within which what is painted inside an outline counts too
@@ -46,10 +46,11 @@ def look(sights: Sights) -> tuple[Views, NDArray[np.float64]]:
     colour = name_colour(share)
     masks, plains, labs, areas, places = [], [], [], [], []
     for _, s in shown:
-        mask, plain, area, (column, row) = normalise(s.alpha, s.alpha * plainness(s.lab, colour) if colour else s.alpha)
-        labs.append(sampled(s.lab, area, column, row))
+        own = s.alpha * plainness(s.lab, colour) if colour else s.alpha
+        mask, plain, lab, area, (column, row) = normalise(s.alpha, own, s.lab)
         masks.append(mask)
         plains.append(plain)
+        labs.append(lab)
         areas.append(area)
         places.append((column + s.corner[1] + 0.5, row + s.corner[0] + 0.5))
     seen = np.array([t for t, _ in shown])
@@ -72,8 +73,7 @@ def best_shape(
         return max(support, key=lambda name: support[name])
     worth = {}
     for name in close:
-        chosen = np.where(known.names == name, fit, -1).argmax(axis=1)
-        far = apart(views.labs, views.masks, known, chosen, colour)
+        far = apart(views.labs, views.masks, known, poses_of(name, known, fit), colour)
         worth[name] = support[name] - PAINTED * float(np.average(far, weights=weight))
     return max(worth, key=lambda name: worth[name])
 
