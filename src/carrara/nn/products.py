@@ -7,6 +7,7 @@ With gradients GELU is a step of its own, whose derivative is formed with it (`n
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def _in_product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     return in_cache(x) and x.dtype == weight.dtype == dtype == torch.bfloat16 and _has_onednn()
 
 
+@cache
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

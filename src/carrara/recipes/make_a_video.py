@@ -41,7 +41,7 @@ from carrara.recipes.make_a_video_data import OF_CAPTIONED, READERS, captioned_i
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.pond_unlabelled import Rates
-from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, tell, without_folder
+from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell, without_folder
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of, words_of
 from carrara.systems.cascade import Augmentation
@@ -269,7 +269,7 @@ class MakeAVideoRecipe:
             whole.pop(key)
         whole[name].pop("train")  # the loop keeps its own, and knows which of them may change
         whole[name].pop("share")  # a length too
-        return whole | ({"data": clips.identity(), "held_out": self.held_out} if clips else {})
+        return whole | recorded(clips, self.held_out)
 
 
 def make_a_video() -> MakeAVideoRecipe:

@@ -146,6 +146,11 @@ def check_same_clips(folder: Path, stages: Iterable[str], clips: PreparedClips |
             )
 
 
+def recorded(clips: PreparedClips | None, held_out: float) -> dict[str, Any]:
+    """What a run records of the clips that it is trained on; of the pond nothing."""
+    return {"data": clips.identity(), "held_out": held_out} if clips else {}
+
+
 def captioned_clips(
     clips: PreparedClips, wanted: Wanted, numbers: Sequence[int], batch: int, images: int, seed: int
 ) -> Callable[[int], CaptionedClips]:

@@ -31,7 +31,7 @@ from carrara.recipes.compute import check_flops, sum_compute, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
-from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, tell
+from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of, words_of
 from carrara.recipes.vdm_data import pond_data, prepared_data
@@ -244,8 +244,7 @@ class VDMRecipe:
             whole[plan].pop("flops")  # a length too: a resumed run may go on for longer
         kept = ("base",) if stage == "base" else ("base", "fine")
         names = (*kept, "settings", "mix", "captioning", "text_width", "text_layers", "seed")
-        data = {"data": clips.identity(), "held_out": self.held_out} if clips else {}
-        return {**{name: whole[name] for name in names}, **data}
+        return {name: whole[name] for name in names} | recorded(clips, self.held_out)
 
 
 def vdm() -> VDMRecipe:
