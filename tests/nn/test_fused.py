@@ -126,6 +126,19 @@ def test_gelu_is_the_same_across_the_borders_of_its_chunks(monkeypatch):
     torch.testing.assert_close(*slopes, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["heads", "turned heads", "attention", "attention with a bias"])
+def test_a_chain_and_its_gradient_are_the_same_across_the_borders_of_its_pieces(name, monkeypatch):
+    results = []
+    for size in (fused.ROWS, 1):
+        monkeypatch.setattr(fused, "ROWS", size)
+        monkeypatch.setattr(fused, "SCORES", size)
+        given = inputs(name)
+        made = CHAINS[name][0](*given)
+        results.append([made, *torch.autograd.grad(made.square().sum(), given)])
+    for whole, pieces in zip(*results):
+        torch.testing.assert_close(pieces, whole, rtol=1e-13, atol=1e-13)
+
+
 def test_gelu_of_far_values_is_finite():
     x = torch.tensor([-1e4, -30, 0, 30, 1e4], requires_grad=True)
     y = products.gelu(x)
