@@ -144,6 +144,8 @@ def test_another_recipe_in_the_same_folder_is_refused(trained):
     other = replace(recipe, denoiser=replace(recipe.denoiser, batch=2))
     with pytest.raises(ValueError, match="batch"):
         other.run(folder)
+    with pytest.raises(ValueError, match=r"autoencoder: was trained with train\.warmup=1, now it is 50; set it back"):
+        RECIPES["pond"]().run(folder)
 
 
 def test_every_word_of_the_prompts_is_known():

@@ -69,10 +69,12 @@ def test_what_looks_into_latents_says_that_there_are_none(trained, tmp_path, cap
     assert "cannot say how well it undoes noise" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(trained):
-    folder, _ = trained
+def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(trained, capsys):
+    folder, model = trained
     before = (folder / "base/model/base/model.safetensors").stat().st_mtime_ns
-    RECIPES["vdm-tiny"]().run(folder)
+    assert RECIPES["vdm-tiny"]().run(folder) == model
+    assert run(["train", "vdm", "-o", str(folder)]) == 2
+    assert f"{folder}/base: was trained with train.warmup=1, now it is 100; set it back" in capsys.readouterr().err
     assert (folder / "base/model/base/model.safetensors").stat().st_mtime_ns == before
 
 

@@ -23,13 +23,9 @@ def train(args: list[str]) -> int:
         print("\n".join(usage), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     recipe, folder = training_run(args)
-    from carrara.core.files import check_folder
-    from carrara.recipes.runs import check_run
     from carrara.training.loop import Stopped
     from carrara.training.parallel import place
 
-    check_folder(folder)
-    check_run(folder, args[0], recipe)
     try:
         model = recipe.run(folder)
     except Stopped as stop:

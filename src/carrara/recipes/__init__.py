@@ -1,34 +1,24 @@
 """Recipes: functions that return a whole training configuration, one per published run.
 
-Each recipe is a frozen dataclass with `run(folder)`; `carrara train NAME --setting value` changes single settings.
+Each is a frozen dataclass with `run(folder)` (`runs.py`); `carrara train NAME --setting value` changes single settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from carrara.recipes.clips import ClipsRecipe, clips, clips_tiny
-from carrara.recipes.clips_autoencoder import ClipsAutoencoderRecipe, clips_autoencoder
-from carrara.recipes.lora import LoRARecipe, lora
-from carrara.recipes.make_a_video import MakeAVideoRecipe, make_a_video, make_a_video_tiny
-from carrara.recipes.motion_features import MotionRecipe, motion_features
+from carrara.recipes.clips import clips, clips_tiny
+from carrara.recipes.clips_autoencoder import clips_autoencoder
+from carrara.recipes.lora import lora
+from carrara.recipes.make_a_video import make_a_video, make_a_video_tiny
+from carrara.recipes.motion_features import motion_features
 from carrara.recipes.phyworld import phyworld, phyworld_tiny
-from carrara.recipes.pond import PondRecipe, pond, pond_128, pond_tiny
-from carrara.recipes.pond_decoder import DecoderRecipe, pond_decoder
-from carrara.recipes.pond_distill import DistillRecipe, pond_distill
-from carrara.recipes.vdm import VDMRecipe, vdm, vdm_tiny
+from carrara.recipes.pond import pond, pond_128, pond_tiny
+from carrara.recipes.pond_decoder import pond_decoder
+from carrara.recipes.pond_distill import pond_distill
+from carrara.recipes.runs import Recipe
+from carrara.recipes.vdm import vdm, vdm_tiny
 
-Recipe = (
-    ClipsRecipe
-    | ClipsAutoencoderRecipe
-    | LoRARecipe
-    | PondRecipe
-    | DecoderRecipe
-    | DistillRecipe
-    | MotionRecipe
-    | VDMRecipe
-    | MakeAVideoRecipe
-)
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "clips": clips,
     "clips-tiny": clips_tiny,

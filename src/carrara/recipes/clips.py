@@ -49,6 +49,7 @@ from carrara.recipes.clips_images import image_of, moving_clips
 from carrara.recipes.clips_start import ClipsDenoiserStage, ClipsPhase, Finished, native_fields, open_finished
 from carrara.recipes.device import chosen_device
 from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.runs import Recipe
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
@@ -58,7 +59,7 @@ from carrara.training.parallel import alone_first, place
 
 
 @dataclass(frozen=True)
-class ClipsRecipe:
+class ClipsRecipe(Recipe):
     """Everything that decides a model of clips.
 
     data: a prepared folder; start: a finished model to train on; vae: an autoencoder or a model whose autoencoder is
@@ -79,6 +80,8 @@ class ClipsRecipe:
     seed: int = 0
     device: str = "auto"
 
+    kind = "clips"
+
     def __post_init__(self) -> None:
         if self.denoiser.expert and not self.start:
             raise ValueError(
@@ -87,8 +90,7 @@ class ClipsRecipe:
         if self.start and self.vae:
             raise ValueError(f"start={self.start!r} and vae={self.vae!r}: a finished model has its own autoencoder")
 
-    def run(self, folder: Path) -> Path:
-        """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
+    def _run(self, folder: Path) -> Path:
         device = torch.device(chosen_device(self.device))
         prepared = open_prepared(self.data)
         stage, finished = self.denoiser, None

@@ -26,6 +26,7 @@ from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
 from carrara.recipes.clips_data import Split, ViewBatches, Views, check_buckets, check_pieces, without_actors
 from carrara.recipes.device import chosen_device
+from carrara.recipes.runs import Recipe
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.phases import AutoencoderPhase, PixelBatch, to_unit
@@ -64,7 +65,7 @@ class ClipsAutoencoderStage:
 
 
 @dataclass(frozen=True)
-class ClipsAutoencoderRecipe:
+class ClipsAutoencoderRecipe(Recipe):
     """Everything that decides an autoencoder of clips.
 
     data: a prepared folder; held_out: share of the sources kept for validation; threads: that decode (0: one per core,
@@ -79,8 +80,9 @@ class ClipsAutoencoderRecipe:
     seed: int = 0
     device: str = "auto"
 
-    def run(self, folder: Path) -> Path:
-        """Train below `folder` and return the autoencoder's folder. Raises ValueError before anything is trained."""
+    kind = "clips"
+
+    def _run(self, folder: Path) -> Path:
         device = torch.device(chosen_device(self.device))
         prepared = open_prepared(self.data)
         split = Split.of(prepared, self.held_out, self.seed)

@@ -22,6 +22,7 @@ from carrara.recipes.clips_data import check_pieces
 from carrara.recipes.clips_start import native_fields
 from carrara.recipes.device import chosen_device
 from carrara.recipes.lora_clips import LatentClips, open_latents_of
+from carrara.recipes.runs import Recipe
 from carrara.systems.find import find_model
 from carrara.systems.folder import assemble, recognise
 from carrara.systems.latent import LatentVideo
@@ -42,7 +43,7 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class LoRARecipe:
+class LoRARecipe(Recipe):
     """Everything that decides an adapter.
 
     clips: folders of latents or prepared folders; shares: of steps on each of them, by number of clips if empty;
@@ -68,6 +69,8 @@ class LoRARecipe:
     seed: int = 0
     device: str = "auto"
 
+    kind = "lora"
+
     def __post_init__(self) -> None:
         at_least(self, 1, "batch", "validation")
         if not 0 <= self.caption_dropout < 1:
@@ -79,8 +82,7 @@ class LoRARecipe:
         if any(not share > 0 for share in self.shares):
             raise ValueError(f"shares={self.shares}: each must be above 0")
 
-    def run(self, folder: Path) -> Path:
-        """Train below `folder` and return the adapter's folder. Raises ValueError before anything is trained."""
+    def _run(self, folder: Path) -> Path:
         phase, settings = self.phase(folder)
         return train(phase, self.train, folder / "lora", settings)
 

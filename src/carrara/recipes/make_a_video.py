@@ -44,6 +44,7 @@ from carrara.recipes.pond_unlabelled import Rates
 from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell, without_folder
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.runs import PHASES, Recipe, check_finished
 from carrara.systems.cascade import Augmentation
 from carrara.systems.image_prior import ContrastivePhase, PriorPhase
 from carrara.systems.latent import Defaults, Sampling
@@ -53,7 +54,6 @@ from carrara.text.contrastive import Contrastive, ContrastiveConfig
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.training.config import TrainConfig
 
-PHASES = ("contrastive", "prior", "image", *STAGES)
 ARRANGED = ("temporal", "scalars", "given_channels", "vector_dim", "text")  # of a network: the system's choice
 
 
@@ -76,7 +76,7 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
-class MakeAVideoRecipe:
+class MakeAVideoRecipe(Recipe):
     """Everything that decides a Make-A-Video. device: "cpu", "cuda", or "auto".
 
     network, space_time_network, space_network: sizes of the U-Nets (of the decoder and the interpolation alike); what
@@ -118,6 +118,8 @@ class MakeAVideoRecipe:
     threads: int = 0
     memory: float = 1.0
 
+    kind = "make-a-video"
+
     def __post_init__(self) -> None:
         check_flops(self.flops)
         shares = {f"{name}.share": getattr(self, name).share for name in PHASES}
@@ -140,9 +142,7 @@ class MakeAVideoRecipe:
             if side % step:
                 raise ValueError(f"{name} makes frames of {side}x{side}: its network takes multiples of {step}")
 
-    def run(self, folder: Path) -> Path:
-        """Train phase after phase below `folder` and return the last model's folder. Raises ValueError before anything
-        runs."""
+    def _run(self, folder: Path) -> Path:
         device, phases = torch.device(chosen_device(self.device)), PHASES[: PHASES.index(self.until) + 1]
         wanted = [self.wanted(name) for name in phases]
         with opened(self.data, self.held_out, self.seed, self.threads, self.memory, wanted) as clips:
@@ -150,7 +150,9 @@ class MakeAVideoRecipe:
             if clips:
                 self.check(clips)
                 tell(clips)
-            return self._run(folder, phases, device, clips)
+            for name in phases:
+                check_finished(folder / name, self.plan(name).train, self._kept(name, clips))
+            return self._phases(folder, phases, device, clips)
 
     @property
     def example(self) -> str:
@@ -175,7 +177,7 @@ class MakeAVideoRecipe:
             clips.trained(wanted, self.plan(wanted.stage).batch)
         check_captions(clips.prepared, words_of(clips.prepared))
 
-    def _run(self, folder: Path, phases: tuple[str, ...], device: torch.device, clips: PreparedClips | None) -> Path:
+    def _phases(self, folder: Path, phases: tuple[str, ...], device: torch.device, clips: PreparedClips | None) -> Path:
         system, made = self.fresh(clips), folder
         for name in phases:
             made = folder / name / "model"

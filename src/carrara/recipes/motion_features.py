@@ -33,6 +33,7 @@ from carrara.evaluation.distribution.motion_net import (
     to_unit,
 )
 from carrara.recipes.motion_data import CELLS, SPEED, Labels, MotionBatch, arranged, views, whole_clips
+from carrara.recipes.runs import Recipe
 from carrara.recipes.scene_numbers import MOTION_SCENES, MOTION_VALIDATION_SCENES
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
@@ -44,7 +45,7 @@ CELL_MAP = 1  # the network's map with one position for each cell
 
 
 @dataclass(frozen=True)
-class MotionRecipe:
+class MotionRecipe(Recipe):
     """The network, its training and what it sees. scenes: rendered for a step; views: of each; wide_every: one step in
     so many is on renders of twice the side, made smaller; held_out_every: one scene in so many has a combination of
     attributes that generators do not train on."""
@@ -72,6 +73,8 @@ class MotionRecipe:
     validation: int = 256
     seed: int = 0
 
+    kind = "motion-features"
+
     def __post_init__(self) -> None:
         at_least(self, 1, "scenes", "views")
         at_least(self, LEAST_FRAMES, "frames")
@@ -82,8 +85,7 @@ class MotionRecipe:
                 f"channels={self.model.channels}: at least {CELL_MAP + 2} are needed, the last for half as many frames"
             )
 
-    def run(self, folder: Path) -> Path:
-        """Train into `folder` and return the finished network's folder."""
+    def _run(self, folder: Path) -> Path:
         net = MotionNet(self.model)
         net.initialise(torch.Generator().manual_seed(self.seed))
         settings = to_dict(self)

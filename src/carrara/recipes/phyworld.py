@@ -90,6 +90,8 @@ class PhyWorldRecipe(PondRecipe):
     height: int = 64
     world: BallWorld = field(default_factory=BallWorld)
 
+    kind = "phyworld"
+
     def __post_init__(self) -> None:
         if self.denoiser.buckets.shapes:
             raise ValueError("buckets.shapes: only the pond is rendered in other shapes; leave them out")

@@ -48,6 +48,7 @@ from carrara.recipes.pond_data import (
 from carrara.recipes.pond_denoiser import DenoiserStage
 from carrara.recipes.pond_shapes import bucket_batch, bucket_source, taking_turns
 from carrara.recipes.pond_truth import TruthTable, content_head
+from carrara.recipes.runs import Recipe, check_finished
 from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
@@ -72,7 +73,7 @@ PICTURED = (
 
 
 @dataclass(frozen=True)
-class PondRecipe:
+class PondRecipe(Recipe):
     """Everything that decides the bundled model.
 
     decoder: an autoencoder's folder by `pond-decoder`, whose better decoder the written model gets; start: a bundled
@@ -91,6 +92,8 @@ class PondRecipe:
     decoder: str | None = None
     start: str | None = None
 
+    kind = "pond"
+
     @property
     def shape(self) -> VideoShape:
         return VideoShape(self.frames, self.height, self.width)
@@ -99,9 +102,8 @@ class PondRecipe:
         """Clips of the world that is learned."""
         return PixelSource(self.shape, self.fps, mix, device)
 
-    def run(self, folder: Path) -> Path:
-        """Train all stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
-        return (self.following() if self.start else self)._run(folder)
+    def _run(self, folder: Path) -> Path:
+        return (self.following() if self.start else self)._stages(folder)
 
     def following(self) -> Self:
         """This recipe with the sizes of the model that it starts from."""
@@ -123,7 +125,7 @@ class PondRecipe:
             )
         return finished
 
-    def _run(self, folder: Path) -> Path:
+    def _stages(self, folder: Path) -> Path:
         stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
         self.shape.latent(stride).tokens(patch)
         self.denoiser.buckets.check(self.shape, stride, patch)
@@ -140,9 +142,14 @@ class PondRecipe:
         """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
         if self.start:
             return find_model(self.start) / "vae"
-        model, source = folder / "model", self.source(self.autoencoder.mix, device)
+        model, source, settings = (
+            folder / "model",
+            self.source(self.autoencoder.mix, device),
+            self._settings("autoencoder"),
+        )
+        check_finished(folder, self.autoencoder.train, settings)
         if not (model / "config.json").is_file():
-            train_autoencoder(self.autoencoder, source, self.seed, folder, self._settings("autoencoder"), device)
+            train_autoencoder(self.autoencoder, source, self.seed, folder, settings, device)
         if (folder / "metrics.jsonl").is_file() and not (folder / COMPUTE).is_file():
             count_autoencoder(folder, self.autoencoder, source, self.seed)
         return model

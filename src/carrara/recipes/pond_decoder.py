@@ -23,6 +23,7 @@ from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond_data import PixelSource
 from carrara.recipes.pond_pixels import PixelBatches
+from carrara.recipes.runs import Recipe
 from carrara.recipes.scene_numbers import DECODER_SCENES, VALIDATION_SCENES
 from carrara.systems.decoder_phase import DecoderPhase
 from carrara.systems.folder import read_autoencoder
@@ -32,7 +33,7 @@ from carrara.training.loop import train
 
 
 @dataclass(frozen=True)
-class DecoderRecipe:
+class DecoderRecipe(Recipe):
     """Everything that decides the decoder, beside the model it comes from.
 
     model: a model folder or an autoencoder's; shown: what the decoder learns from, in clips of `frames` frames of
@@ -56,12 +57,13 @@ class DecoderRecipe:
     seed: int = 0
     device: str = "auto"
 
+    kind = "pond-decoder"
+
     def __post_init__(self) -> None:
         if self.validation < 1:
             raise ValueError(f"validation={self.validation}: must be at least 1")
 
-    def run(self, folder: Path) -> Path:
-        """Train below `folder` and return the written folder. Raises ValueError before anything is trained."""
+    def _run(self, folder: Path) -> Path:
         settings = to_dict(self)
         kept = {name: settings[name] for name in ("loss", "mix", "shown", "width", "height", "frames", "fps", "seed")}
         phase, made_by = self.phase()

@@ -30,6 +30,7 @@ from carrara.data.pond.world import Scene
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, ImageSteps, PixelSource, latent_source
+from carrara.recipes.runs import Recipe
 from carrara.systems.distill_phase import Distillation, DistillPhase
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import to_unit
@@ -38,7 +39,7 @@ from carrara.training.loop import train
 
 
 @dataclass(frozen=True)
-class DistillRecipe:
+class DistillRecipe(Recipe):
     """Everything that decides the student, beside its teacher.
 
     teacher: a finished model folder; latents, validation: caches of clips encoded by its autoencoder;
@@ -56,6 +57,8 @@ class DistillRecipe:
     seed: int = 0
     device: str = "auto"
 
+    kind = "pond-distill"
+
     def __post_init__(self) -> None:
         if self.clips < max(1, self.distillation.rolled):
             raise ValueError(
@@ -63,8 +66,7 @@ class DistillRecipe:
                 "start on the student's own path"
             )
 
-    def run(self, folder: Path) -> Path:
-        """Distil below `folder` and return the student's model folder. Raises ValueError before anything is trained."""
+    def _run(self, folder: Path) -> Path:
         phase = self.phase()
         return train(phase, self.train, folder / "denoiser", self.settings(phase))
 

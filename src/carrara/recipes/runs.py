@@ -1,4 +1,4 @@
-"""Which recipe a folder holds a run of, so that no run is put into another's.
+"""What every recipe is, and whose run a folder holds, so that no run is put into another's.
 
 A training folder records its settings in `config.json` from its first step on; they tell whose it is, in runs of any
 age.
@@ -7,29 +7,23 @@ age.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from carrara.recipes import Recipe
-from carrara.recipes.clips import ClipsRecipe
-from carrara.recipes.clips_autoencoder import ClipsAutoencoderRecipe
-from carrara.recipes.lora import LoRARecipe
-from carrara.recipes.make_a_video import PHASES, MakeAVideoRecipe
-from carrara.recipes.motion_features import MotionRecipe
-from carrara.recipes.phyworld import PhyWorldRecipe
-from carrara.recipes.pond import PondRecipe
-from carrara.recipes.pond_decoder import DecoderRecipe
-from carrara.recipes.pond_distill import DistillRecipe
-from carrara.recipes.vdm import VDMRecipe
+from carrara.core.config import read_json, to_dict
+from carrara.core.files import check_folder
+from carrara.systems.make_a_video import STAGES
+from carrara.training.config import TrainConfig, check_same
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a run is known. recipe: what it is called; folders: that it trains in, "" for its own; setting: recorded
-    there by this recipe; but: one that is not."""
+    """How a run is known. folders: that it trains in, "" for its own; setting: recorded there by this recipe; but: one
+    that is not."""
 
-    recipe: str
     folders: tuple[str, ...]
     setting: str
     but: str = ""
@@ -43,30 +37,52 @@ class Mark:
 
 
 LATENT = ("autoencoder", "denoiser")
-CLIPS = Mark("clips", LATENT, "held_out")
-MARKS: Mapping[type[Recipe], Mark] = {
-    ClipsRecipe: CLIPS,
-    ClipsAutoencoderRecipe: CLIPS,  # the same first stage, which `clips` goes on from
-    PondRecipe: Mark("pond", LATENT, "width", but="world"),
-    PhyWorldRecipe: Mark("phyworld", LATENT, "world"),
-    DistillRecipe: Mark("pond-distill", ("denoiser",), "distillation"),
-    DecoderRecipe: Mark("pond-decoder", ("decoder",), "shown"),
-    LoRARecipe: Mark("lora", ("lora",), "lora"),
-    MotionRecipe: Mark("motion-features", ("",), "wide_every"),
-    VDMRecipe: Mark("vdm", ("base", "fine"), "base"),
-    MakeAVideoRecipe: Mark("make-a-video", PHASES, "embedder"),
+PHASES = ("contrastive", "prior", "image", *STAGES)  # of Make-A-Video
+MARKS = {
+    "clips": Mark(LATENT, "held_out"),
+    "pond": Mark(LATENT, "width", but="world"),
+    "phyworld": Mark(LATENT, "world"),
+    "pond-distill": Mark(("denoiser",), "distillation"),
+    "pond-decoder": Mark(("decoder",), "shown"),
+    "lora": Mark(("lora",), "lora"),
+    "motion-features": Mark(("",), "wide_every"),
+    "vdm": Mark(("base", "fine"), "base"),
+    "make-a-video": Mark(PHASES, "embedder"),
 }
 
 
-def check_run(folder: Path, name: str, recipe: Recipe) -> None:
-    """Refuse to train a recipe, which goes by this name, where the run of another one is. Raises ValueError."""
-    asked = MARKS[type(recipe)]
-    for mark in MARKS.values():
-        if mark != asked and mark.is_on(folder):
-            raise ValueError(
-                f"{folder}: holds a run of {mark.recipe}, and {name} was asked for; "
-                "give another folder with -o, or move this one away"
-            )
+class Recipe(ABC):
+    """A whole training configuration, as a frozen dataclass. kind: what its runs are called, a key of `MARKS`."""
+
+    kind: ClassVar[str]
+
+    def run(self, folder: Path) -> Path:
+        """Train all stages below `folder`, each from where it stopped, and return the folder of what was made.
+
+        Raises ValueError for a folder that cannot be written to or holds the run of another recipe, and for settings
+        that cannot be trained with or that what is there was not trained with; before anything is written where that
+        can be known.
+        """
+        check_folder(folder)
+        for kind, mark in MARKS.items():
+            if kind != self.kind and mark.is_on(folder):
+                raise ValueError(
+                    f"{folder}: holds a run of {kind}, and {self.kind} was asked for; "
+                    "give another folder (-o), or move this one away"
+                )
+        return self._run(folder)
+
+    @abstractmethod
+    def _run(self, folder: Path) -> Path:
+        """Train below a folder that is this recipe's."""
+
+
+def check_finished(folder: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:
+    """Refuse a finished training folder of other settings (ValueError): it would be taken as it is. One that is not
+    finished is refused as its training goes on."""
+    path = folder / "config.json"
+    if (folder / "model").is_dir() and path.is_file():
+        check_same(read_json(path), {"train": to_dict(config), "recipe": dict(settings)}, folder)
 
 
 def _recorded(folder: Path) -> Mapping[str, object]:

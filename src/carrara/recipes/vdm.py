@@ -34,6 +34,7 @@ from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.runs import Recipe, check_finished
 from carrara.recipes.vdm_data import pond_data, prepared_data
 from carrara.systems.cascade import Rung, check_ladder
 from carrara.systems.latent import Defaults, Sampling
@@ -79,7 +80,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class VDMRecipe:
+class VDMRecipe(Recipe):
     """Everything that decides a VDM. device: "cpu", "cuda", or "auto".
 
     data: a prepared folder to train on instead of the pond (mix, captioning and spans have no effect then); held_out:
@@ -105,8 +106,9 @@ class VDMRecipe:
     threads: int = 0
     memory: float = 1.0
 
-    def run(self, folder: Path) -> Path:
-        """Train the stages below `folder` and return the model's folder. Raises ValueError before anything runs."""
+    kind = "vdm"
+
+    def _run(self, folder: Path) -> Path:
         check_ladder(self.ladder())
         device = torch.device(chosen_device(self.device))
         wanted = [self.wanted(stage) for stage in self.stages]
@@ -115,7 +117,9 @@ class VDMRecipe:
             if clips:
                 self.check(clips)
                 tell(clips)
-            return self._run(folder, device, clips)
+            for stage in self.stages:
+                check_finished(folder / stage, self.plan(stage).train, self._settings(stage, clips))
+            return self._stages(folder, device, clips)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -138,7 +142,7 @@ class VDMRecipe:
             clips.trained(replace(self.wanted(stage), captioned=True))
         check_captions(clips.prepared, words_of(clips.prepared))
 
-    def _run(self, folder: Path, device: torch.device, clips: PreparedClips | None) -> Path:
+    def _stages(self, folder: Path, device: torch.device, clips: PreparedClips | None) -> Path:
         base = self._train(folder / "base", "base", self.fresh(clips), self.base, device, clips)
         if self.only_base:
             sum_compute(folder, ["base"])
