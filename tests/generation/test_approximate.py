@@ -8,6 +8,7 @@ import torch
 from carrara.cli import run
 from carrara.core.media import read_video
 from carrara.generation.manifest import read_manifest
+from carrara.generation.run import load
 
 ASKED = ["generate", "a red ball bounces on the grass", "--seed", "1", "--steps", "8"]
 
@@ -23,6 +24,14 @@ def test_skipped_steps_and_an_interval_of_guidance_are_opt_in(tiny_folder, tmp_p
     frames, others = (read_video(path)[0].float() for path in (exact, near))
     assert not torch.equal(frames, others)
     assert (frames - others).abs().mean() < 26  # a tenth of the range, of an untrained model
+
+
+def test_python_takes_them_by_the_same_names(tiny_folder, tmp_path):
+    model = load(str(tiny_folder))
+    plain, near = (model.generate(ASKED[1], seed=1, steps=4, **said) for said in ({}, {"interval": (0.1, 0.5)}))
+    assert near.manifest.sampling.interval == (0.1, 0.5)
+    assert not torch.equal(plain.frames, near.frames)
+    assert model.generate(ASKED[1], seed=1, steps=4, reuse=0.2).manifest.sampling.reuse == 0.2
 
 
 @pytest.mark.parametrize(
