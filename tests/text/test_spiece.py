@@ -6,6 +6,7 @@ fallback, characters normalised (A to a, full width to ASCII, a circled 1 to 1, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -123,6 +124,49 @@ def test_other_files_are_refused_by_name(tmp_path, content, told):
     (tmp_path / "spiece.model").write_bytes(content)
     with pytest.raises(ValueError, match=rf"spiece\.model: .*{told}"):
         Tokenizer.load(tmp_path)
+
+
+TINY_MAP = TINY.read_bytes().index(struct.pack("<I", 1024))  # where it begins: 4 bytes, 256 units, 12 bytes of texts
+TEXTS = ["".join(map(chr, range(first, first + 300))) for first in (1, 0x3000, 0xFE00, 0x1F600)]
+
+
+def damaged(changes: dict[int, int]) -> bytes:
+    """The tiny file with other bytes at these places of its character map."""
+    content = bytearray(TINY.read_bytes())
+    for place, byte in changes.items():
+        content[TINY_MAP + place] = byte
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({1: 0}, "no trie of 0 bytes"),
+        ({0: 3}, "no trie of 1027 bytes"),
+        ({1: 5}, "no trie of 1280 bytes"),
+        ({6: 255}, r"place \d+ in a trie of 256"),
+        ({1024 + 4: 0xFF}, "can't decode byte 0xff"),
+        ({1024 + 5: 0xC3, 1024 + 6: 0xA9}, "no text at byte 2 of 12"),  # its second byte
+    ],
+)
+def test_a_damaged_character_map_is_refused_in_one_line_with_the_remedy(tmp_path, changes, told):
+    (tmp_path / "spiece.model").write_bytes(damaged(changes))
+    with pytest.raises(
+        ValueError, match=rf"spiece\.model: its character map is damaged \(.*{told}.*\); fetch the"
+    ) as e:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.integers(0, 1024 + 15), st.integers(0, 255), min_size=1, max_size=20))
+def test_a_damaged_character_map_never_ends_a_prompt_in_a_panic(tmp_path_factory, changes):
+    path = tmp_path_factory.mktemp("damaged") / "spiece.model"
+    path.write_bytes(damaged(changes))
+    with contextlib.suppress(ValueError):
+        tokenizer = read_spiece(path, "</s>")
+        for text in (*TEXTS, *"".join(TEXTS)):
+            tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("size", [0, 1, 20, 3000, 5500, TINY.stat().st_size - 1])

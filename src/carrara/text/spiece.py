@@ -9,6 +9,7 @@ file, and no prompt needs them.
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,13 @@ def read_spiece(path: Path, end: str) -> tokenizers.Tokenizer:
         raise ValueError(f"{path}: treats spaces in another way than the UMT5 family, which is not read here")
     if all(name != end for name, _, _ in pieces):
         raise ValueError(f"{path}: has no {end} piece; expected one of the UMT5 family")
+    characters = normalizer.get(_CHARACTERS, b"")
     try:
-        return _assemble(pieces, trainer, normalizer.get(_CHARACTERS), end)
+        _check_map(characters)
+    except (IndexError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: its character map is damaged ({error}); fetch the file again") from None
+    try:
+        return _assemble(pieces, trainer, characters, end)
     except Exception as error:  # the binding raises bare Exception
         raise ValueError(f"{path}: damaged, or no SentencePiece model ({error})") from None
 
@@ -67,6 +73,44 @@ def _assemble(
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         backend.add_tokens([AddedToken(name, normalized=False, special=special) for name, _, k in pieces if k == kind])
     return backend
+
+
+def _check_map(content: Value) -> None:
+    """Whether any text can be looked up in a character map, or there is none.
+
+    `tokenizers` trusts what such a map refers to, and panics in the middle of a prompt where that is not there. A map
+    is a size in bytes, a trie of that size (a double array as darts-clone makes it: units of 32 bits) and what
+    characters become, each text with a zero behind it. Raises IndexError, TypeError or UnicodeDecodeError.
+    """
+    if not isinstance(content, bytes):
+        raise TypeError("a number in its place")
+    if not content:
+        return
+    size, texts = int.from_bytes(content[:4], "little"), content[4:]
+    if not 4 <= size <= len(texts) or size % 4:
+        raise IndexError(f"no trie of {size} bytes in {len(texts)}")
+    units, texts = struct.unpack(f"<{size // 4}I", texts[:size]), texts[size:]
+    texts.decode()
+    children = defaultdict(list)  # places by their node, which is the number that they differ from by their byte
+    for place, unit in enumerate(units):
+        if 0 < (byte := unit & 0x8000_00FF) < 256:
+            children[place ^ byte].append(place)
+    nodes, seen = [(_offset(units[0]), 0)], set[tuple[int, int]]()  # each with whether a text stands there
+    while nodes:
+        node, ends = nodes.pop()
+        if node | 255 >= len(units):  # any byte may come next
+            raise IndexError(f"place {node | 255} in a trie of {len(units)}")
+        if ends:
+            start = units[node] & 0x7FFF_FFFF
+            if start >= len(texts) or texts[start] & 0xC0 == 0x80:  # behind them all, or within a character
+                raise IndexError(f"no text at byte {start} of {len(texts)}")
+        below = {(place ^ _offset(units[place]), units[place] & 1 << 8) for place in children[node]} - seen
+        seen |= below
+        nodes += below
+
+
+def _offset(unit: int) -> int:
+    return unit >> 10 << (unit >> 6 & 8)
 
 
 def _piece(message: Value) -> tuple[str, float, int]:
