@@ -26,6 +26,7 @@ from carrara.data.prepared import Prepared
 from carrara.recipes.clips import ClipsRecipe, clips
 from carrara.recipes.clips_autoencoder import ClipsAutoencoderPhase
 from carrara.recipes.clips_data import Split, ViewBatches, encoding, without_actors
+from carrara.recipes.prepared_words import words_of
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 from carrara.training.metrics import read_metrics
@@ -98,7 +99,8 @@ def phases(
             stage.begin(0)[0], ViewBatches(reader, split, stage.views, 0), fixed, stage.loss, list
         )
 
-    return autoencoder, lambda: recipe.denoiser_phase(prepared, split, caches, frozen, None), recipe
+    words = words_of(prepared, recipe.denoiser.words)
+    return autoencoder, lambda: recipe.denoiser_phase(prepared, split, caches, frozen, None, words), recipe
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from carrara.core.types import VideoShape
 from carrara.data.clip_latents import open_latents
 from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
-from carrara.recipes import RECIPES
+from carrara.recipes import RECIPES, prepared_words
 from carrara.recipes.clips import ClipsRecipe
 from carrara.recipes.clips_autoencoder import ClipsAutoencoderPhase, encoder_fingerprint, open_autoencoder
 from carrara.recipes.clips_data import LatentBatches, Split, ViewBatches, Views, encoding, without_actors
@@ -303,6 +303,14 @@ def test_a_caption_that_is_too_long_is_told_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="the caption of clip 000000000 is too long: prompt of 601 tokens"):
         recipe(data).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_tokenizer_whose_captions_are_checked_is_the_one_that_is_trained_with(trained, data, tmp_path, monkeypatch):
+    made, train_words = [], prepared_words.train_tokenizer
+    monkeypatch.setattr(prepared_words, "train_tokenizer", lambda *given: made.append(train_words(*given)) or made[-1])
+    model = recipe(data, 1, vae=given(trained), held_out=0.2).run(tmp_path / "run")
+    assert len(made) == 1
+    assert LatentVideo.load(model).tokenizer.backend.to_str() == made[0].backend.to_str()
 
 
 def test_clips_without_any_caption_train_and_it_is_said(trained, tmp_path, capsys):

@@ -12,7 +12,7 @@ from tests.data.prepared_folder import Clip, write_prepared
 
 from carrara.cli import run
 from carrara.core.types import VideoShape
-from carrara.recipes import RECIPES
+from carrara.recipes import RECIPES, prepared_words
 from carrara.recipes.make_a_video import PHASES, MakeAVideoRecipe
 from carrara.recipes.make_a_video_data import captioned_images, unlabelled_clips
 from carrara.recipes.pond_unlabelled import Rates
@@ -194,6 +194,20 @@ def test_words_reach_images_and_no_video_phase(clips):
         side = {"space_time": 32, "space": 64}.get(name, 16)
         frames = 1 if name in ("image", "space") else 4
         assert batches[0].video.shape == (2, frames, side, side, 3)
+
+
+@pytest.mark.parametrize("tiny", [tiny_vdm, tiny_make_a_video])
+def test_the_tokenizer_whose_captions_are_checked_is_the_one_that_is_trained_with(data, tiny, monkeypatch):
+    made, train_words = [], prepared_words.train_tokenizer
+    monkeypatch.setattr(prepared_words, "train_tokenizer", lambda *given: made.append(train_words(*given)) or made[-1])
+    with opened(str(data), 0.0, 0, 1, 1.0, []) as clips:
+        assert clips is not None
+        recipe = tiny("")
+        recipe.check(clips)
+        assert recipe.fresh(clips).tokenizer is clips.words is made[0]
+        assert len(made) == 1
+        assert clips.without_captions().words is made[1]  # where nothing is left of them
+        assert made[1].known_words() == []
 
 
 def test_nothing_is_left_of_captions_where_video_phases_read(clips, monkeypatch):

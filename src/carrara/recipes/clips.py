@@ -53,6 +53,7 @@ from carrara.recipes.runs import Recipe
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
+from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
 from carrara.training.parallel import alone_first, place
@@ -101,7 +102,7 @@ class ClipsRecipe(Recipe):
             prepared = moving_clips(prepared)
         split = Split.of(prepared, self.held_out, self.seed)
         given = open_autoencoder(self.vae) if self.vae else None
-        self.check(prepared, split, finished, given[0] if given else None)
+        words = self.check(prepared, split, finished, given[0] if given else None)
         _tell(prepared, split)
         if finished:
             autoencoder, made_by = finished.system.autoencoder, finished.encoder
@@ -112,7 +113,7 @@ class ClipsRecipe(Recipe):
         keyframes = 0 if finished and finished.foreign else stage.keyframes
         to = folder / "latents"
         caches = self.cache_latents(prepared, autoencoder.to(device), made_by, to, device, keyframes, beside)
-        phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished)
+        phase = self.denoiser_phase(prepared, split, caches, autoencoder, finished, words)
         settings = self._settings(prepared, made_by, finished)
         return train(phase, stage.rates(finished is not None), folder / "denoiser", settings)
 
@@ -123,8 +124,9 @@ class ClipsRecipe(Recipe):
 
     def check(
         self, prepared: Prepared, split: Split, finished: Finished | None, given: VideoAutoencoder | None
-    ) -> None:
-        """Refuse clips, captions and settings that a stage would refuse, before the first one runs."""
+    ) -> Tokenizer:
+        """Refuse clips, captions and settings that a stage would refuse, before the first one runs; returns what reads
+        the captions."""
         if finished:
             stride, patch = finished.system.stride, finished.system.patch
         else:
@@ -138,6 +140,7 @@ class ClipsRecipe(Recipe):
         check_pieces(least, self.denoiser.train, f"denoiser.batch={self.denoiser.batch}")
         tokenizer = finished.system.tokenizer if finished else words_of(prepared, self.denoiser.words)
         check_captions(prepared, tokenizer)
+        return tokenizer
 
     def train_autoencoder(
         self, prepared: Prepared, split: Split, folder: Path, device: torch.device
@@ -187,8 +190,9 @@ class ClipsRecipe(Recipe):
         caches: list[LatentCache | None],
         autoencoder: VideoAutoencoder,
         finished: Finished | None,
+        words: Tokenizer,
     ) -> ClipsPhase:
-        """Stage three: the model, and the data it learns from."""
+        """Stage three: the model, and the data it learns from. words: for a model that is begun here."""
         stage = self.denoiser
         bucket = split.main_bucket(prepared)
         shape = prepared.buckets[bucket]
@@ -197,7 +201,7 @@ class ClipsRecipe(Recipe):
             system, sampling = finished.system, finished.system.defaults.sampling
             fields = native_fields(finished.kind) if finished.foreign else fields
         else:
-            system, sampling = self.fresh_system(prepared, shape, autoencoder), stage.sampling
+            system, sampling = self.fresh_system(prepared, shape, autoencoder, words), stage.sampling
         mixture = self.mixture(prepared, split, self._costs(prepared, autoencoder.stride.time))
         places: dict[str, int] = {}  # the first clip with each caption
         for place_of, number in enumerate(prepared.members[bucket]):
@@ -219,10 +223,12 @@ class ClipsRecipe(Recipe):
             image_of(cache[[places[caption] for caption in pictured]]),
         )
 
-    def fresh_system(self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder) -> LatentVideo:
-        """The autoencoder, a tokenizer of the captions, and a transformer and a text encoder that know nothing yet."""
+    def fresh_system(
+        self, prepared: Prepared, shape: VideoShape, autoencoder: VideoAutoencoder, tokenizer: Tokenizer
+    ) -> LatentVideo:
+        """The autoencoder, the tokenizer, and a transformer and a text encoder that know nothing yet."""
         stage, device = self.denoiser, next(autoencoder.parameters()).device
-        tokenizer, channels = words_of(prepared, stage.words), autoencoder.latent_channels
+        channels = autoencoder.latent_channels
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         sizes = {"d_ff": 2 * stage.text_width, "num_layers": stage.text_layers}
         heads = max(1, stage.text_width // 64)

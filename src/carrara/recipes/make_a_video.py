@@ -43,7 +43,7 @@ from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.pond_unlabelled import Rates
 from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell, without_folder
 from carrara.recipes.prepared_pieces import Wanted
-from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.prepared_words import check_captions, example_of
 from carrara.recipes.runs import PHASES, Recipe, check_finished
 from carrara.systems.cascade import Augmentation
 from carrara.systems.image_prior import ContrastivePhase, PriorPhase
@@ -175,7 +175,7 @@ class MakeAVideoRecipe(Recipe):
         """Refuse images, clips and captions that a phase cannot take, before the first one runs."""
         for wanted in clips.system:
             clips.trained(wanted, self.plan(wanted.stage).batch)
-        check_captions(clips.prepared, words_of(clips.prepared))
+        check_captions(clips.prepared, clips.words)
 
     def _phases(self, folder: Path, phases: tuple[str, ...], device: torch.device, clips: PreparedClips | None) -> Path:
         system, made = self.fresh(clips), folder
@@ -192,7 +192,7 @@ class MakeAVideoRecipe(Recipe):
     def fresh(self, clips: PreparedClips | None = None) -> MakeAVideo:
         """A system that knows nothing yet, whose decoder makes single images, and the words of the pond, or of a
         folder's captions."""
-        tokenizer = words_of(clips.prepared) if clips else train_pond_tokenizer()
+        tokenizer = clips.words if clips else train_pond_tokenizer()
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         width = self.text_width
         text = TextEncoder(

@@ -5,10 +5,10 @@ Every batch is a function of its step. What is held out is shown to no stage.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared, describe
 from carrara.recipes.clips_data import Split, evenly
 from carrara.recipes.prepared_pieces import Wanted, how_to_prepare
+from carrara.recipes.prepared_words import words_of
 from carrara.systems.stage_phase import CaptionedClips
+from carrara.text.tokenizer import Tokenizer
 from carrara.training.parallel import alone_first, place
 
 FOLDER = ("data", "held_out", "threads", "memory")  # settings of a recipe that trains on a prepared folder too
@@ -79,9 +81,12 @@ class PreparedClips:
 
     def without_captions(self) -> PreparedClips:
         """The same clips, of whose captions nothing is left."""
-        kept = copy.copy(self)
-        kept.prepared = self.prepared.without_captions()
-        return kept
+        return PreparedClips(self.prepared.without_captions(), self.split, self.reader, self.system)
+
+    @cached_property
+    def words(self) -> Tokenizer:
+        """A tokenizer of all their captions, trained when it is first asked for."""
+        return words_of(self.prepared)
 
     def verify(self) -> None:
         """Whether the shards hold what was written; reads them all, once. Raises ValueError."""

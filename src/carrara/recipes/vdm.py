@@ -33,7 +33,7 @@ from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell
 from carrara.recipes.prepared_pieces import Wanted
-from carrara.recipes.prepared_words import check_captions, example_of, words_of
+from carrara.recipes.prepared_words import check_captions, example_of
 from carrara.recipes.runs import Recipe, check_finished
 from carrara.recipes.vdm_data import pond_data, prepared_data
 from carrara.systems.cascade import Rung, check_ladder
@@ -140,7 +140,7 @@ class VDMRecipe(Recipe):
         for stage in self.stages:
             clips.trained(self.wanted(stage), self.plan(stage).batch)
             clips.trained(replace(self.wanted(stage), captioned=True))
-        check_captions(clips.prepared, words_of(clips.prepared))
+        check_captions(clips.prepared, clips.words)
 
     def _stages(self, folder: Path, device: torch.device, clips: PreparedClips | None) -> Path:
         base = self._train(folder / "base", "base", self.fresh(clips), self.base, device, clips)
@@ -179,7 +179,7 @@ class VDMRecipe(Recipe):
 
     def fresh(self, clips: PreparedClips | None = None) -> VDM:
         """A base and a text encoder that know nothing yet, and the words of the pond, or of a folder's captions."""
-        tokenizer = words_of(clips.prepared) if clips else train_pond_tokenizer()
+        tokenizer = clips.words if clips else train_pond_tokenizer()
         torch.manual_seed(self.seed)  # transformers draws the text encoder's weights from the global generator
         width = self.text_width
         text = TextEncoder(
