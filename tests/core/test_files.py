@@ -1,12 +1,14 @@
-"""Places that cannot be written to are known before the work."""
+"""Places that cannot be written to are known before the work, and files by what is in them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
 
-from carrara.core.files import check_folder
+from carrara.core.files import check_folder, sha256
+from carrara.core.weights import fingerprint
 
 
 def test_folders_there_and_not_yet_are_accepted_and_left_alone(tmp_path):
@@ -24,3 +26,11 @@ def test_what_cannot_hold_files_is_refused_by_name(tmp_path):
         check_folder("/proc/nowhere", "x.mp4")
     with pytest.raises(ValueError, match="too long"):
         check_folder(tmp_path / ("n" * 300))
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+    for size in (0, 1, 3 << 20):
+        content = bytes(range(251)) * (size // 251 + 1)
+        (tmp_path / "file").write_bytes(content[:size])
+        assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+        assert sha256(tmp_path / "file") == fingerprint([tmp_path / "file"])  # in which folders were recorded before

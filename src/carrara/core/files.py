@@ -1,7 +1,8 @@
-"""Whether files can be written to a place, asked before the work that would fill them."""
+"""Files: whether they can be written to a place, asked before the work that would fill them, and what is in one."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def check_folder(folder: str | Path, file: str | Path | None = None) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{named}: cannot be written ({error.strerror}); choose another path") from None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents, as 64 hexadecimal digits; read piece by piece, whatever its size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

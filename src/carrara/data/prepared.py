@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from carrara.core.config import read_json
+from carrara.core.files import sha256
 from carrara.core.types import VideoShape
-from carrara.core.weights import fingerprint
 
 FORMAT = 1
 _AGAIN = "prepare the folder again, or copy the shard again; a run goes on from its last checkpoint"
@@ -120,7 +120,7 @@ class Prepared:
         """Whether they hold what was written, byte for byte; reads them all. Raises ValueError."""
         for name in self._of(bucket):
             path = self._file(name)
-            if fingerprint([path]) != self.shards[name]["sha256"]:
+            if sha256(path) != self.shards[name]["sha256"]:
                 raise ValueError(f"{path}: damaged, its contents are not what was written; {_AGAIN}")
 
     def frames(self, number: int) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from carrara.core.config import read_json, write_json
+from carrara.core.files import sha256
 
 RECORD, ANSWERS = "made.json", "answers"
 P = ParamSpec("P")
@@ -46,7 +47,7 @@ def code() -> str:
     """Of all of Carrara's source but the evaluation's, of torch's version and of the processor's kind."""
     root = Path(__file__).parents[1]
     files = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] != "evaluation")
-    sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    sources = [sha256(path) for path in files]
     return digest(sources, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability())
 
 
@@ -70,12 +71,12 @@ class Made:
 
     def has(self, path: Path, asked: str) -> bool:
         """Whether the file is as it was when it was made for what is asked, a `digest`."""
-        return path.name in self.clips and path.is_file() and self.clips[path.name] == [asked, _file_digest(path)]
+        return path.name in self.clips and path.is_file() and self.clips[path.name] == [asked, sha256(path)]
 
     def add(self, paths: Sequence[Path], asked: Sequence[str]) -> None:
         """Record files that were made, each for what was asked."""
         if self.by is not None:
-            self.clips |= {path.name: [one, _file_digest(path)] for path, one in zip(paths, asked)}
+            self.clips |= {path.name: [one, sha256(path)] for path, one in zip(paths, asked)}
             _whole(self.home / RECORD, lambda place: write_json(place, {"by": self.by, "clips": self.clips}))
 
 
@@ -103,7 +104,3 @@ def _whole(path: Path, write: Callable[[Path], None]) -> None:
     part = path.with_name(f".{path.name}")
     write(part)
     os.replace(part, path)
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

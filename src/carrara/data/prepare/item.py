@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carrara.core.config import write_json
+from carrara.core.files import sha256
 from carrara.core.types import VideoShape
 from carrara.data.prepare.convert import Converter, luma_of
 from carrara.data.prepare.cutting import Seen, Stretch, is_black, stretches
@@ -148,7 +149,6 @@ class _Preparing:
         self._add(path, shape, stretch.start, stretch.end, thumbs)
 
     def _add(self, path: Path, shape: VideoShape, start: float, end: float, thumbs: NDArray[np.uint8]) -> None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.pieces.append(
             {
                 "file": path.name,
@@ -156,7 +156,7 @@ class _Preparing:
                 "start": round(start, 6),
                 "end": round(end, 6),
                 "bytes": path.stat().st_size,
-                "sha256": digest,
+                "sha256": sha256(path),
                 "thumbs": base64.b64encode(thumbs.tobytes()).decode("ascii"),
             }
         )
