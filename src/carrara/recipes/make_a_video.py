@@ -41,7 +41,7 @@ from carrara.recipes.make_a_video_data import OF_CAPTIONED, READERS, captioned_i
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
 from carrara.recipes.pond_unlabelled import Rates
-from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell, without_folder
+from carrara.recipes.prepared_clips import PreparedClips, clips_of, recorded, without_folder
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of
 from carrara.recipes.runs import PHASES, Recipe, check_finished
@@ -144,12 +144,7 @@ class MakeAVideoRecipe(Recipe):
 
     def _run(self, folder: Path) -> Path:
         device, phases = torch.device(chosen_device(self.device)), PHASES[: PHASES.index(self.until) + 1]
-        wanted = [self.wanted(name) for name in phases]
-        with opened(self.data, self.held_out, self.seed, self.threads, self.memory, wanted) as clips:
-            check_same_clips(folder, phases, clips)
-            if clips:
-                self.check(clips)
-                tell(clips)
+        with clips_of(self, folder, phases) as clips:
             for name in phases:
                 check_finished(folder / name, self.plan(name).train, self._kept(name, clips))
             return self._phases(folder, phases, device, clips)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -27,6 +27,10 @@ from carrara.recipes.prepared_words import words_of
 from carrara.systems.stage_phase import CaptionedClips
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.parallel import alone_first, place
+
+if TYPE_CHECKING:
+    from carrara.recipes.make_a_video import MakeAVideoRecipe
+    from carrara.recipes.vdm import VDMRecipe
 
 FOLDER = ("data", "held_out", "threads", "memory")  # settings of a recipe that trains on a prepared folder too
 
@@ -104,6 +108,24 @@ class PreparedClips:
         prepared = self.prepared
         fits = [number for number in numbers if wanted.fits(prepared.bucket(number), prepared.fps)]
         return [number for number in fits if prepared.rows[number].caption] if wanted.captioned else fits
+
+
+@contextmanager
+def clips_of(
+    recipe: VDMRecipe | MakeAVideoRecipe, folder: Path, stages: Sequence[str]
+) -> Iterator[PreparedClips | None]:
+    """What a run trains these stages on, checked and told of, while it is read; None where that is the pond.
+
+    Raises ValueError, before anything is written, for a folder that is not prepared, for clips and captions that a
+    stage cannot take, and for others than those that the run in `folder` has begun with.
+    """
+    wanted = [recipe.wanted(stage) for stage in stages]
+    with opened(recipe.data, recipe.held_out, recipe.seed, recipe.threads, recipe.memory, wanted) as clips:
+        check_same_clips(folder, stages, clips)
+        if clips:
+            recipe.check(clips)
+            tell(clips)
+        yield clips
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from carrara.recipes.compute import check_flops, sum_compute, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
-from carrara.recipes.prepared_clips import PreparedClips, check_same_clips, opened, recorded, tell
+from carrara.recipes.prepared_clips import PreparedClips, clips_of, recorded
 from carrara.recipes.prepared_pieces import Wanted
 from carrara.recipes.prepared_words import check_captions, example_of
 from carrara.recipes.runs import Recipe, check_finished
@@ -111,12 +111,7 @@ class VDMRecipe(Recipe):
     def _run(self, folder: Path) -> Path:
         check_ladder(self.ladder())
         device = torch.device(chosen_device(self.device))
-        wanted = [self.wanted(stage) for stage in self.stages]
-        with opened(self.data, self.held_out, self.seed, self.threads, self.memory, wanted) as clips:
-            check_same_clips(folder, self.stages, clips)
-            if clips:
-                self.check(clips)
-                tell(clips)
+        with clips_of(self, folder, self.stages) as clips:
             for stage in self.stages:
                 check_finished(folder / stage, self.plan(stage).train, self._settings(stage, clips))
             return self._stages(folder, device, clips)
