@@ -166,9 +166,12 @@ def test_a_wider_transformer_costs_what_its_further_products_do(pond):
     stage = replace(recipe.denoiser, fields=plain)
     model, further = stage.model, 24
     wider = replace(stage, model=replace(model, ffn_dim=model.ffn_dim + further))
+    arms = [replace(recipe, denoiser=each) for each in (stage, wider)]
     costs = [
-        replace(recipe, denoiser=each).denoiser_cost(made.autoencoder, made.latents, made.validation, made.device)
-        for each in (stage, wider)
+        arm.denoiser_cost(
+            arm.denoiser_phase(made.autoencoder, made.latents, made.validation, made.device), made.latents
+        )
+        for arm in arms
     ]
     clip, frame = (
         replace(recipe.shape, frames=frames).latent(recipe.autoencoder.model.stride).tokens(model.patch)

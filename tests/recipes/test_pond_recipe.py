@@ -28,6 +28,7 @@ from carrara.recipes.pond_data import (
     train_pond_tokenizer,
 )
 from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.parts import ModelFolder
 from carrara.training.loop import load_ema
 
 
@@ -118,7 +119,7 @@ def test_a_denoiser_begins_where_another_run_ended(trained, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_finished_model_goes_on_with_its_autoencoder_its_sizes_and_its_words(trained, tmp_path):
+def test_a_finished_model_goes_on_with_its_autoencoder_its_sizes_and_its_words(trained, tmp_path, monkeypatch):
     _, model = trained
     recipe = RECIPES["pond-tiny"]()
     stage = replace(
@@ -126,7 +127,12 @@ def test_a_finished_model_goes_on_with_its_autoencoder_its_sizes_and_its_words(t
         model=DiTConfig(heads=1, head_dim=16, layers=1, ffn_dim=16),
         sampling=Sampling(steps=2, guidance=1.5, shift=2.0),
     )
-    went_on = LatentVideo.load(replace(recipe, start=str(model), denoiser=stage).run(tmp_path / "run"))
+    loaded, load = [], ModelFolder.load
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelFolder, "load", lambda self, part, *given: loaded.append(part) or load(self, part, *given))
+        made = replace(recipe, start=str(model), denoiser=stage).run(tmp_path / "run")
+    assert sorted(loaded) == ["text_encoder", "transformer", "vae"]  # once: its sizes and costs need no more
+    went_on = LatentVideo.load(made)
     before = LatentVideo.load(model)
     assert went_on.defaults.sampling == Sampling(steps=2, guidance=1.5, shift=2.0)
     check_went_on(before, went_on, tmp_path / "run")

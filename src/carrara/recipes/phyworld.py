@@ -112,7 +112,7 @@ class PhyWorldRecipe(PondRecipe):
         system = self.system(trained, ball_words, device)
         return DenoiserPhase(
             system,
-            ball_latents(cache, stage.batch, self.seed),
+            self.batches(cache, stage.batch),
             ball_latents(validation, stage.validation, 0)(0),
             stage.fields,
             stage.sampling,
@@ -120,6 +120,9 @@ class PhyWorldRecipe(PondRecipe):
             self.shape,
             times=stage.times,
         )
+
+    def batches(self, cache: LatentCache, size: int) -> Callable[[int], CaptionedLatents]:
+        return ball_latents(cache, size, self.seed)
 
     def on_images(self, step: int) -> bool:
         return False

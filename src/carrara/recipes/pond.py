@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache as once
 from pathlib import Path
 from typing import Self
 
@@ -25,13 +24,12 @@ from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
 from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
-from carrara.core.weights import fingerprint
 from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
 from carrara.data.pond.sampling import EVERYTHING, Mix
 from carrara.denoisers.dit import DiT, DiTConfig
 from carrara.diffusion.fields import TimeDraw
-from carrara.recipes.clips_start import Finished, open_finished
+from carrara.recipes.clips_start import open_finished
 from carrara.recipes.compute import COMPUTE, Cost, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond_autoencoder import AutoencoderStage, train_autoencoder, with_decoder
@@ -41,19 +39,19 @@ from carrara.recipes.pond_data import (
     ClipSource,
     ImageSteps,
     PixelSource,
-    encode_clips,
     latent_source,
     train_pond_tokenizer,
 )
 from carrara.recipes.pond_denoiser import DenoiserStage
-from carrara.recipes.pond_shapes import bucket_batch, bucket_source, taking_turns
+from carrara.recipes.pond_latents import ClipCaches
+from carrara.recipes.pond_shapes import bucket_batch, taking_turns
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.recipes.runs import Recipe, check_finished
-from carrara.recipes.scene_numbers import CACHED_SCENES, VALIDATION_SCENES
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.latent import Defaults, LatentVideo, Sampling
-from carrara.systems.phases import DenoiserPhase
+from carrara.systems.parts import ModelFolder
+from carrara.systems.phases import CaptionedLatents, DenoiserPhase
 from carrara.text.encoder import TextEncoder, TextEncoderConfig
 from carrara.text.tokenizer import Tokenizer
 from carrara.training.config import TrainConfig
@@ -106,24 +104,29 @@ class PondRecipe(Recipe):
         return (self.following() if self.start else self)._stages(folder)
 
     def following(self) -> Self:
-        """This recipe with the sizes of the model that it starts from."""
-        system = self.begun(torch.device("cpu")).system
+        """This recipe with the sizes of the model that it starts from; of its weights only headers are read."""
+        found = self.found()
+        found.check()
         return replace(
             self,
-            autoencoder=replace(self.autoencoder, model=system.autoencoder.config),
-            denoiser=replace(self.denoiser, model=system.denoiser.config),
+            autoencoder=replace(self.autoencoder, model=found.networks["vae"].check().config),
+            denoiser=replace(self.denoiser, model=found.networks["transformer"].check().config),
         )
 
-    def begun(self, device: torch.device) -> Finished:
+    def found(self) -> ModelFolder:
         """The model that `start` names. Raises ValueError for one that was not made here, or is no such model."""
         assert self.start
-        finished = open_finished(self.start, True, device)
-        if finished.foreign:
+        found = recognise(find_model(self.start))
+        if found.foreign:
             raise ValueError(
                 f"start={self.start!r}: this recipe goes on with models made here; "
                 "train a foreign one by `carrara train clips --start MODEL`"
             )
-        return finished
+        return found
+
+    def begun(self, device: torch.device) -> LatentVideo:
+        """The same, opened to go on learning."""
+        return open_finished(str(self.found().folder), True, device).system
 
     def _stages(self, folder: Path) -> Path:
         stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
@@ -142,11 +145,8 @@ class PondRecipe(Recipe):
         """Stage one; returns the folder of the trained autoencoder, which is left alone once it is there."""
         if self.start:
             return find_model(self.start) / "vae"
-        model, source, settings = (
-            folder / "model",
-            self.source(self.autoencoder.mix, device),
-            self._settings("autoencoder"),
-        )
+        model, source = folder / "model", self.source(self.autoencoder.mix, device)
+        settings = self._settings("autoencoder")
         check_finished(folder, self.autoencoder.train, settings)
         if not (model / "config.json").is_file():
             train_autoencoder(self.autoencoder, source, self.seed, folder, settings, device)
@@ -156,31 +156,12 @@ class PondRecipe(Recipe):
 
     def cache_latents(self, folder: Path, trained: Path, device: torch.device) -> tuple[LatentCache, LatentCache]:
         """Stage two: the training and the validation clips, rendered and encoded once."""
-        stage, source = self.denoiser, self.source(self.denoiser.mix, device)
-        cached = self._encoding(trained, device)
-        clips = cached(folder / "latents", source, CACHED_SCENES, stage.clips)
-        return clips, cached(folder / "latents-validation", source, VALIDATION_SCENES, stage.validation)
+        caches, source = ClipCaches(folder, trained, self.denoiser, device), self.source(self.denoiser.mix, device)
+        return caches.trained_on(source), caches.validated_on(source)
 
     def cache_buckets(self, folder: Path, trained: Path, device: torch.device) -> list[LatentCache]:
         """The training clips of the other shapes, of the same scenes."""
-        stage, cached, caches = self.denoiser, self._encoding(trained, device), []
-        for name, shape in stage.buckets.parsed().items():
-            source = bucket_source(shape, self.shape, stage.buckets, self.fps, stage.mix, device)
-            home = folder / f"latents-{name}{'-cropped' if stage.buckets.crop else ''}"
-            count = stage.buckets.clips or stage.clips
-            caches.append(cached(home, source, CACHED_SCENES, count))
-        return caches
-
-    def _encoding(self, trained: Path, device: torch.device) -> Callable[[Path, ClipSource, int, int], LatentCache]:
-        """How clips come into a cache: of a folder, a source, the first scene and their number."""
-        made_by, encoder = fingerprint(sorted(trained.iterdir())), once(lambda: read_autoencoder(trained).to(device))
-
-        def cached(folder: Path, source: ClipSource, first: int, count: int) -> LatentCache:
-            with alone_first():
-                encode_clips(folder, source, encoder, first, count, made_by, self.denoiser.shard)
-            return LatentCache.open(folder, made_by, device)
-
-        return cached
+        return ClipCaches(folder, trained, self.denoiser, device).of_buckets(self.shape, self.fps)
 
     def train_denoiser(
         self,
@@ -211,14 +192,12 @@ class PondRecipe(Recipe):
             load_ema(Path(self.denoiser.start), phase.module)
         if others:  # whose steps cost differently: they are not counted
             return train(phase, stage.train, folder, settings)
-        cost = self.denoiser_cost(trained, cache, validation, device)
+        cost = self.denoiser_cost(phase, cache)
         return train_counted(phase, stage.train, folder, settings, "denoiser", stage.flops, cost)
 
-    def denoiser_cost(self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device) -> Cost:
+    def denoiser_cost(self, phase: DenoiserPhase, cache: LatentCache) -> Cost:
         """FLOP of the steps of stage three, of clips and of single frames."""
-        one = replace(self, denoiser=replace(self.denoiser, batch=1))
-        phase = one.denoiser_phase(trained, cache, validation, device)
-        return count_denoiser(phase, self.denoiser.batch, self.on_images)
+        return count_denoiser(phase, self.batches(cache, 1), self.denoiser.batch, self.on_images)
 
     def on_images(self, step: int) -> bool:
         """Whether a step of the denoiser is on single frames."""
@@ -229,17 +208,13 @@ class PondRecipe(Recipe):
     ) -> DenoiserPhase:
         """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
         stage = self.denoiser
-        system = self.system(trained, train_pond_tokenizer, device)
-        head, truth = None, None
+        system, head = self.system(trained, train_pond_tokenizer, device), None
         if stage.alignment.weight:
-            stride = self.autoencoder.model.stride
-            _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
-            head = content_head(system.denoiser.config.dim, stride.time, stage.alignment, self.seed).to(device)
-            with alone_first():
-                truth = TruthTable.open(cache, stride.time, rows, columns)
+            stride = self.autoencoder.model.stride.time
+            head = content_head(system.denoiser.config.dim, stride, stage.alignment, self.seed).to(device)
         return DenoiserPhase(
             system,
-            latent_source(cache, stage.batch, stage.captioning, self.seed, stage.images, truth),
+            self.batches(cache, stage.batch),
             # Told as every other recipe's are, so that losses compare between mixes of captions.
             latent_source(validation, stage.validation, Captioning(), 0)(0),
             stage.fields,
@@ -251,13 +226,23 @@ class PondRecipe(Recipe):
             content_head=head,
         )
 
+    def batches(self, cache: LatentCache, size: int) -> Callable[[int], CaptionedLatents]:
+        """What stage three learns from, so many clips in a step."""
+        stage, truth = self.denoiser, None
+        if stage.alignment.weight:
+            stride = self.autoencoder.model.stride
+            _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
+            with alone_first():
+                truth = TruthTable.open(cache, stride.time, rows, columns)
+        return latent_source(cache, size, stage.captioning, self.seed, stage.images, truth)
+
     def system(self, trained: Path, words: Callable[[], Tokenizer], device: torch.device) -> LatentVideo:
         """The trained autoencoder, and the transformer and the text encoder that go on, or know nothing yet.
 
         words: the tokenizer where nothing is begun.
         """
         stage = self.denoiser
-        system = self.begun(device).system if self.start else self.fresh_system(trained, words(), device)
+        system = self.begun(device) if self.start else self.fresh_system(trained, words(), device)
         system.defaults = Defaults(
             self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught
         )
@@ -290,7 +275,7 @@ class PondRecipe(Recipe):
         whole["denoiser"].pop("flops")  # which this is too
         if not self.denoiser.buckets.shapes:  # runs from before there were any go on
             whole["denoiser"].pop("buckets")
-        begun = {"start": recognise(find_model(self.start)).fingerprint()} if self.start else {}
+        begun = {"start": self.found().fingerprint()} if self.start else {}
         return {**{key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}, **begun}
 
 

@@ -18,17 +18,19 @@ from carrara.recipes.compute import COMPUTE, Cost, steps_of
 from carrara.recipes.pond_autoencoder import AutoencoderStage
 from carrara.recipes.pond_data import ClipSource
 from carrara.recipes.scene_numbers import AUTOENCODER_SCENES, IMAGE_SCENES
-from carrara.systems.phases import AutoencoderPhase, DenoiserPhase, PixelBatch
+from carrara.systems.phases import AutoencoderPhase, CaptionedLatents, DenoiserPhase, PixelBatch
 from carrara.systems.step_flops import loss_flops
 
 DRAWS = 16  # of what a step's clips have known of them, over which the cost of a step is a mean
 
 
-def count_denoiser(one: DenoiserPhase, batch: int, alone: Callable[[int], bool]) -> Cost:
-    """FLOP of the steps on clips and on single frames. one: the phase with a batch of one clip; alone: of the steps."""
+def count_denoiser(
+    phase: DenoiserPhase, one: Callable[[int], CaptionedLatents], batch: int, alone: Callable[[int], bool]
+) -> Cost:
+    """FLOP of the steps on clips and on single frames. one: batches of one clip; alone: of the steps."""
 
     def counted(step: int, draws: int) -> int:
-        each = [loss_flops(one, one.batch(step), step, seed) for seed in range(draws)]
+        each = [loss_flops(phase, one(step), step, seed) for seed in range(draws)]
         return batch * round(sum(each) / draws)
 
     def first(still: bool) -> int | None:
