@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from carrara.core.files import sha256
 from carrara.core.media import read_video
 from carrara.generation.conditions import IN_MEMORY, Source
 
@@ -42,8 +43,7 @@ def digest(source: Source) -> str:
         return hashlib.sha256(head + source.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     path = _there(source)
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -8,10 +8,11 @@ the place in its cache where it looks for them; everything else it does itself.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from carrara.core.files import sha256
 
 LARGE = 64 << 20  # bytes; a smaller file may begin anew
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,5 +64,4 @@ def _is_whole(path: Path, size: int, etag: str) -> bool:
         return False
     if not _SHA256.fullmatch(etag):
         return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == etag
+    return sha256(path) == etag
