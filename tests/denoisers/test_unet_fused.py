@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 
@@ -27,7 +26,6 @@ def normed(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None)
 CHAINS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "norm": (normed, [(2, 3, 2, 6), (6,), (6,)]),
     "norm of a sum": (normed, [(2, 3, 2, 6), (6,), (6,), (2, 6)]),
-    "convolution": (unet_fused.convolve, [(6, 3, 2, 4), (5, 4, 3, 3), (5,)]),
     "attention in space": (lambda qkv: unet_fused.attend_space(qkv, 2), [(3, 4, 24)]),
     "attention in time": (unet_fused.attend_time, [(2, 3, 2, 24), (2, 3, 3)]),
 }
@@ -99,35 +97,6 @@ def test_attention_is_the_same_in_pieces(monkeypatch):
     pieces = unet_fused.attend_space(qkv, 2)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(torch.autograd.grad(pieces.square().sum(), qkv)[0], gradient)
-
-
-@pytest.mark.parametrize("frames", [1, 5, 6, 48])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_frames_beside_each_other_do_not_meet(frames, kernel):
-    """However many there are: in strips of one frame, of two and of sixteen."""
-    x, weight, bias = draw(frames, 3, 2, 4), draw(5, 4, kernel, kernel, seed=1), draw(5, seed=2)
-    given = [each.requires_grad_() for each in (x, weight, bias)]
-    plain = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(0, 2, 3, 1)
-    made = unet_fused.convolve(*given)
-    assert torch.equal(made, plain)
-    for ours, exact in zip(*(torch.autograd.grad(y.square().sum(), given) for y in (made, plain))):
-        torch.testing.assert_close(ours, exact)
-
-
-@pytest.mark.parametrize("side", [8, 9])
-def test_a_layer_convolves_small_frames_and_larger_ones_alike(side):
-    """Whether its weights learn or not, and whether what it is given does."""
-    conv, x = SpaceConv(6, 4), draw(4, side, side, 6).float()
-    exact = torch.autograd.grad(conv(x).square().sum(), conv.weight)[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        made = conv(x)
-        assert made.dtype == torch.bfloat16
-        ours = torch.autograd.grad(made.float().square().sum(), conv.weight)[0]
-        assert (ours - exact).norm() <= 0.02 * exact.norm()
-        conv.requires_grad_(False)
-        (by_x,) = torch.autograd.grad(conv(x.requires_grad_()).float().sum(), x)
-    assert by_x.dtype == torch.float32
-    assert conv.weight.grad is None
 
 
 def test_a_doubled_frame_is_convolved_as_if_it_were_there():

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from carrara.denoisers.unet_fused import SMALL, attend_space, convolve, norm_silu
+from carrara.denoisers.unet_fused import attend_space, norm_silu
 from carrara.nn.attention import attend
-from carrara.nn.layers import Linear, compute_dtype, linear32
+from carrara.nn.layers import Linear, linear32
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Conv(nn.Conv2d):
         super().__init__(in_dim, out_dim, kernel, stride, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype, (_, h, w, _) = compute_dtype(self.weight), x.shape
-        if dtype == torch.bfloat16 and h * w <= SMALL and self.stride == (1, 1) and self.bias is not None:
-            return convolve(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def doubled(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ plain formulas run elsewhere and when compiled.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,13 +23,6 @@ FEW = 1024
 
 SCORES = 1 << 21
 """So many scores of attention within frames are worked on at a time."""
-
-SMALL = 64
-"""For frames of at most so many places, in bfloat16, `convolve` is worth its while: by the weights the derivative takes
-1 / 1.3 of the time at 8 x 8 and 1 / 2.5 at 4 x 4; for larger frames and in float32 it takes longer."""
-
-STRIP = 16
-"""At most so many frames are laid beside each other."""
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Tensor | None = None) -> Tensor:
@@ -57,13 +49,6 @@ def attend_time(qkv: Tensor, bias: Tensor) -> Tensor:
     q, k, v = rearrange(qkv, "b f p (three k c) -> three b p k f c", three=3, k=len(bias)).unbind(0)
     scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) * q.shape[-1] ** -0.5 + bias
     return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b p k f c -> b f p (k c)")
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve frames `n h w i` with `o i k k`, k being odd: `n h w o`; beyond the edges there are zeros."""
-    if by_hand(x) and torch.is_grad_enabled():
-        return _Convolve.apply(x, weight, bias)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
 
 
 def by_hand(x: Tensor) -> bool:
@@ -117,34 +102,6 @@ class _NormSiLU(Function):
             None,
             None if added is None else by_x.sum(1).to(added.dtype),
         )
-
-
-class _Convolve(Function):
-    """For the derivative by the weights frames are laid beside each other, zeros between them: over the short rows of
-    small frames oneDNN is slow, and slower yet where other programs use the cache."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        edge, (by_x, *by_weights) = weight.shape[-1] // 2, ctx.needs_input_grad
-
-        def derivatives(g: Tensor, x: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
-            given = g.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight, [len(weight)]
-            one, zero = [1, 1], [0, 0]
-            return torch.ops.aten.convolution_backward(*given, one, [edge, edge], one, False, zero, 1, wanted)
-
-        by = derivatives(gradient, x, [True, False, False])[0] if by_x else None
-        by_weight = by_bias = None
-        if any(by_weights):
-            g, x = _strips(gradient, edge), _strips(x, edge)
-            _, by_weight, by_bias = derivatives(g, x, [False, *by_weights])
-        return None if by is None else by.permute(0, 2, 3, 1), by_weight, by_bias
 
 
 class _AttendSpace(Function):
@@ -213,15 +170,6 @@ def _by_frame(x: Tensor, batch: int) -> Tensor:
     """The inverse of `_by_place`."""
     places = rearrange(x, "k n f c -> n f k c").contiguous()
     return rearrange(places, "(b p) f k c -> b f p (k c)", b=batch).contiguous()
-
-
-def _strips(x: Tensor, gap: int) -> Tensor:
-    """Frames `n h w c` beside each other, as many as divide n, each followed by so many columns of zeros."""
-    n, h, w, c = x.shape
-    many = math.gcd(n, STRIP)
-    strips = x.new_zeros(n // many, h, many, w + gap, c)
-    strips[:, :, :, :w] = x.unflatten(0, (-1, many)).transpose(1, 2)
-    return strips.flatten(2, 3)
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
