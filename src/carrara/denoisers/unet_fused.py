@@ -16,13 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from carrara.nn.fused import MANY, wide
+from carrara.nn.fused import MANY, SCORES, pieces, wide
 
 FEW = 1024
 """Frames of fewer places are normalised by another kernel of torch's."""
-
-SCORES = 1 << 21
-"""So many scores of attention within frames are worked on at a time."""
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, added: Tensor | None = None) -> Tensor:
@@ -112,7 +109,7 @@ class _AttendSpace(Function):
         made = qkv.new_empty(n, p, heads, width // 3 // heads)
         learns = ctx.needs_input_grad[0]
         shares = qkv.new_empty(n, heads, p, p) if learns else None
-        for rows in _pieces(n, heads * p * p):
+        for rows in pieces(n, heads * p * p, SCORES):
             q, k, v = _heads(split[rows])
             share = _softmax(q @ k.transpose(-1, -2), None if shares is None else shares[rows])
             made[rows] = (share @ v).transpose(1, 2)
@@ -126,7 +123,7 @@ class _AttendSpace(Function):
         split, shares = ctx.saved_tensors
         n, p, _, heads, c = split.shape
         outer, by_split = gradient.reshape(n, p, heads, c).transpose(1, 2), torch.empty_like(split)
-        for rows in _pieces(n, heads * p * p):
+        for rows in pieces(n, heads * p * p, SCORES):
             (q, k, v), share, g = _heads(split[rows]), shares[rows], outer[rows].contiguous()
             by_scores = torch._softmax_backward_data(g @ v.transpose(-1, -2), share, -1, share.dtype)
             by_q = (by_scores @ k).mul_(c**-0.5)
@@ -175,12 +172,6 @@ def _by_frame(x: Tensor, batch: int) -> Tensor:
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`n g c` as `n 1 (g c)`, for all places of a frame."""
     return x.flatten(1)[:, None].to(dtype)
-
-
-def _pieces(frames: int, scores: int) -> list[slice]:
-    """Slices of as many frames, of so many scores each, as are worked on at a time."""
-    step = max(1, SCORES // scores)
-    return [slice(start, start + step) for start in range(0, frames, step)]
 
 
 def _heads(split: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,8 @@ ROWS = 1 << 18
 """So many numbers of a norm's rows: what a core's cache of 2 MB holds of them, wide and rounded."""
 
 SCORES = 1 << 21
-"""So many scores are worked on at a time with gradients: 64 samples of four heads over 144 or 208 keys go 1.6 times as
-fast as all at once on a core with AMX."""
+"""So many scores of attention are worked on at a time in training: 64 samples of four heads over 144 or 208 keys go 1.6
+times as fast as all at once on a core with AMX."""
 
 MANY = 128
 """From so many keys on, torch's softmax of bfloat16 scores gives the bits that it gives of their float32 copy, rounded:
@@ -101,6 +101,12 @@ def in_cache(x: Tensor) -> bool:
     return x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def pieces(count: int, each: int, most: int) -> list[slice]:
+    """Slices of a row of `count` things of `each` numbers, of as many as have at most `most` together; at least one."""
+    step = max(1, most // max(1, each))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
 def _heads(
     x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -108,9 +114,7 @@ def _heads(
     (b, n, d), kind = x.shape, wide(x.dtype)
     made, rates = x.new_empty(b, heads, n, d // heads, dtype=dtype), x.new_empty(b, n, 1, dtype=kind)
     turned = None if turns is None else torch.view_as_complex(turns.to(kind))[..., None, :]
-    each = max(1, ROWS // max(1, b * d))
-    for start in range(0, n, each):
-        rows = slice(start, start + each)
+    for rows in pieces(n, b * d, ROWS):
         normed, rate = x[:, rows].to(kind, copy=True), rates[:, rows]
         rate.copy_((torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square_() / d).add_(eps).rsqrt_())
         split = normed.mul_(rate).mul_(weight).unflatten(-1, (heads, -1))
@@ -180,9 +184,7 @@ class _NormedHeads(Function):
         (b, n, d), kind = x.shape, rate.dtype
         turned = None if turns is None else torch.view_as_complex(turns).conj().resolve_conj()[..., None, :]
         by_x, by_weight = torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_zeros(d)
-        each = max(1, ROWS // max(1, b * d))
-        for start in range(0, n, each):
-            rows = slice(start, start + each)
+        for rows in pieces(n, b * d, ROWS):
             given = gradient[:, :, rows].transpose(1, 2).to(kind, copy=True, memory_format=torch.contiguous_format)
             if turned is not None:
                 _pairs(given).mul_(turned[:, rows])
@@ -204,7 +206,7 @@ class _Attend(Function):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         biases = None if bias is None else bias.expand(b, -1, -1, -1)
         p, made = q.new_empty(b, h, n, m), q.new_empty(b, h, n, v.shape[-1])
-        for part in _few(q, k):
+        for part in pieces(len(q), p.shape[1:].numel(), SCORES):
             p[part] = shares(q[part], k[part], None if biases is None else biases[part])
             torch.matmul(p[part], v[part], out=made[part])
         ctx.save_for_backward(q, k, v, p)
@@ -216,7 +218,7 @@ class _Attend(Function):
         q, k, v, p = ctx.saved_tensors
         gradient = gradient.contiguous()
         by_q, by_k, by_v = (torch.empty_like(each) for each in (q, k, v))
-        for part in _few(q, k):
+        for part in pieces(len(q), p.shape[1:].numel(), SCORES):
             shown, given = p[part], gradient[part]
             by_p = given @ v[part].transpose(-1, -2)
             by_scores = torch._softmax_backward_data(by_p, shown, -1, p.dtype)  # sums in float32 inside
@@ -224,13 +226,6 @@ class _Attend(Function):
             torch.matmul(by_scores.transpose(-1, -2), q[part], out=by_k[part])
             torch.matmul(shown.transpose(-1, -2), given, out=by_v[part])
         return by_q, by_k, by_v, None
-
-
-def _few(q: Tensor, k: Tensor) -> list[slice]:
-    """Slices of as many samples as have `SCORES` scores together; at least one."""
-    (b, h, n, _), m = q.shape, k.shape[-2]
-    each = max(1, SCORES // max(1, h * n * m))
-    return [slice(start, start + each) for start in range(0, b, each)]
 
 
 def _pairs(x: Tensor) -> Tensor:
