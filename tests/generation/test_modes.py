@@ -520,8 +520,8 @@ def test_frames_made_backwards_wait_on_disk(model, monkeypatch):
 def test_what_waits_on_disk_waits_beside_the_file_for_other_places_may_be_memory(model, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     plan = model.plan(Request(PROMPT, conditions=Conditions(extend=film(6, 6), before=True), seed=4, steps=1))
-    model.write(plan, tmp_path / "clip.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    model.write(plan, tmp_path / "new" / "clip.mp4")  # a folder that is not there yet
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "clip.mp4"]
 
 
 def test_an_empty_prompt_is_enough_where_there_is_a_picture(model):

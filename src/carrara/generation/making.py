@@ -145,6 +145,8 @@ class _Pile:
     """Frames uint8 `t h w 3` that wait in a temporary file without a name; the last that was put comes first."""
 
     def __init__(self, folder: Path | None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self.shapes: list[torch.Size] = []
 
