@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from carrara.core.files import check_folder, sha256
+from carrara.core.files import check_file, check_folder, sha256
 from carrara.core.weights import fingerprint
 
 
@@ -34,3 +34,13 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
         (tmp_path / "file").write_bytes(content[:size])
         assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
         assert sha256(tmp_path / "file") == fingerprint([tmp_path / "file"])  # in which folders were recorded before
+
+
+def test_a_file_is_there_or_one_line_says_what_is(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    assert check_file(str(tmp_path / "a.mp4")) == tmp_path / "a.mp4"
+    with pytest.raises(ValueError, match="is a folder, not a file"):
+        check_file(tmp_path)
+    for name in ("b.mp4", "a.mp4/b.mp4", "n" * 300, "a\0.mp4"):
+        with pytest.raises(ValueError, match="no such file"):
+            check_file(tmp_path / name)

@@ -24,6 +24,18 @@ def check_folder(folder: str | Path, file: str | Path | None = None) -> None:
         raise ValueError(f"{named}: cannot be written ({error.strerror}); choose another path") from None
 
 
+def check_file(path: str | Path) -> Path:
+    """The path of a file that is there. Raises ValueError for a folder and for what is not there or cannot be."""
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path
+        kind = "is a folder, not a file" if path.is_dir() else "no such file"
+    except (OSError, ValueError):  # a name that no file can have
+        kind = "no such file"
+    raise ValueError(f"{path}: {kind}")
+
+
 def sha256(path: Path) -> str:
     """Of a file's contents, as 64 hexadecimal digits; read piece by piece, whatever its size."""
     with path.open("rb") as file:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carrara.core.config import nearest
-from carrara.core.files import check_folder
+from carrara.core.files import check_file, check_folder
 from carrara.core.names import safe_name
 from carrara.core.types import VideoShape
 
@@ -120,9 +120,7 @@ def read_video(
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    path = check_file(path)
     if path.suffix.lower() in _PICTURES:
         from carrara.core import pictures
 

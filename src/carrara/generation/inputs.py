@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from carrara.core.files import sha256
+from carrara.core.files import check_file, sha256
 from carrara.core.media import read_video
 from carrara.generation.conditions import IN_MEMORY, Source
 
@@ -165,13 +165,7 @@ def _framed(x: Tensor, height: int, width: int) -> Tensor:
 def _there(source: Source) -> Path:
     if str(source) == IN_MEMORY:
         raise ValueError("this clip was made from frames in memory, which are in no file; make it again from Python")
-    path = Path(str(source))
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):
-        pass
-    raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    return check_file(str(source))
 
 
 def _check_frames(frames: Tensor, role: str) -> None:
