@@ -28,6 +28,13 @@ def test_help_imports_nothing_heavy():
         assert done.stderr == ""
 
 
+def test_help_names_the_values_of_options_that_may_be_repeated(capsys):
+    assert run(["generate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--prompt-at SECONDS TEXT" in said
+    assert "--lora FOLDER[:WEIGHT]" in said
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -38,6 +45,10 @@ def test_help_imports_nothing_heavy():
         (["generate", "a", "--steps=2.5"], "--steps '2.5': expected INT"),
         (["generate", "a", "--guidance", "strong"], "--guidance 'strong': expected FLOAT"),
         (["generate", "a", "--fps", ""], "--fps '': expected FLOAT"),
+        (["generate", "a", "--between", "b.mp4"], "--between 'b.mp4': expected FILE FILE; see"),
+        (["generate", "a", "--between", "b", "c", "d"], "--between 'b', 'c', 'd': expected FILE FILE; see"),
+        (["generate", "a", "--interval", "low", "1"], "--interval 'low', '1': expected LOW HIGH; see"),
+        (["generate", "a", "--prompt-at", "x", "b"], "--prompt-at 'x', 'b': expected SECONDS TEXT; see"),
         (["generate", "-a red ball"], "'-a red ball' looks like an option: give a text that begins with - after --"),
         (["generate", "a", "-o", "n" * 300 + ".mp4"], "File name too long"),
         (["generate", "a", "-o", "/proc/x.mp4"], "cannot be written"),
@@ -53,6 +64,8 @@ def test_help_imports_nothing_heavy():
         (["generate", "a", "--size", "64"], "size='64': expected WIDTHxHEIGHT"),
         (["generate", "a", "--model", "nowhere"], "unknown model 'nowhere'"),
         (["generate", "--from", "none.mp4"], "none.mp4: no such file"),
+        (["generate", "--from", "."], ".: is a folder, not a file"),
+        (["generate", "--from", "n" * 300], "no such file"),
         (["generate", "--from", "none.mp4", "--seed", "1"], "leave out --seed"),
         (["generate", "--from", "none.mp4", "a"], "leave out the prompt"),
         (["data", "lake", "x"], "unknown data set 'lake'"),

@@ -55,6 +55,10 @@ def _sentence(box: str, args: list[str], kind: type[Any], program: str, default:
             _tyro(kind, ["--help"], program, default)
         flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", said.getvalue()))
         return f"unknown option {token}; {nearest(token, flags)}"
+    several = r"Error parsing (--\S+): (?:no type matching {None}\|{.* from|Could not parse arguments) \[(.*?)\]"
+    if match := re.search(several, text):  # the option's own words for its values stand in the help below the rule
+        values = next((line for line in lines[rule:] if line.startswith(f"{match[1]} ")), f"{match[1]} other values")
+        return f"{match[1]} {match[2]}: expected {values.removeprefix(match[1]).strip()}"
     if match := re.search(r"Error parsing (\S+): .*?(?:matching|as) (\S+) .*from \['(.*)'\]", text):
         return f"{match[1]} {match[3]!r}: expected {match[2].removeprefix('{None}|')}"
     if match := re.search(r"Error parsing (--\S+): .*?(int\(\)|float)[^']*'(.*)'", text):

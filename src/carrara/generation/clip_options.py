@@ -14,7 +14,7 @@ from carrara.core.options import Number, Text, Whole
 if TYPE_CHECKING:
     from carrara.generation.run import Model
 
-Adapters = UseAppendAction[tuple[Annotated[str, arg(metavar="FOLDER[:WEIGHT]")], ...]]
+Adapters = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FOLDER[:WEIGHT]")]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ClipOptions(SamplingOptions):
     seed: Whole = None
     """Start of the noise; drawn and printed if not given. Several prompts take seed, seed + 1, ..."""
     frames: Whole = None
-    """Number of frames, 4k + 1, made in one pass."""
+    """Number of frames, made in one pass: 4k + 1, or 2k + 1 for the bundled model."""
     size: Annotated[str | None, arg(metavar="WxH")] = None
     """Width and height in pixels, such as 128x96."""
     fps: Number = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from carrara.core.files import check_file
 from carrara.core.options import Number, Text, Whole, parse
 from carrara.generation.clip_options import ClipOptions, load_model
 
@@ -35,8 +36,8 @@ class Generate(ClipOptions):
     seconds: Number = None
     """Duration of what is made; more than one pass gives is made in windows."""
     window: Whole = None
-    """Frames of such a window, 4k + 1; default the model's own clip."""
-    prompt_at: UseAppendAction[tuple[Annotated[tuple[float, str], arg(metavar="SECONDS TEXT")], ...]] = ()
+    """Frames of such a window, a number as for --frames; default the model's own clip."""
+    prompt_at: Annotated[UseAppendAction[tuple[tuple[float, str], ...]], arg(metavar="SECONDS TEXT")] = ()
     """From this time on another prompt holds; may be repeated."""
     images: bool = False
     """Make one frame, a .png."""
@@ -65,7 +66,7 @@ class Generate(ClipOptions):
     strength: Number = None
     """Noise level at which sampling begins on the clip, up to 1; default 0.6, with --inpaint 1."""
     fit: Text = None
-    """What to do with pictures of another shape: crop or pad."""
+    """What to do with pictures and clips of another shape: crop or pad."""
     known_by: Text = None
     """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
     guide_weight: Number = None
@@ -147,9 +148,7 @@ def _remake(options: Generate) -> int:
     if given:
         shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
         raise ValueError(f"--from takes every setting from the file: leave out {shown}, or generate without --from")
-    source = Path(options.source or "")
-    if not source.is_file():
-        raise ValueError(f"{source}: no such file")
+    source = check_file(options.source or "")
 
     import torch
 
