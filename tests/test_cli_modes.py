@@ -13,6 +13,7 @@ import torch
 from carrara.cli import run
 from carrara.core.media import read_video, write_picture, write_video
 from carrara.generation.manifest import read_manifest
+from carrara.generation.run import load
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/modes.md"
 PROMPT = "a red ball bounces on the grass"
@@ -31,6 +32,7 @@ def folder(tmp_path, monkeypatch):
     write_video("a.mp4", film(9), 8.0)
     write_video("b.mp4", film(10), 8.0)
     write_video("fast.mp4", film(9), 30.0)
+    write_video("fastest.mp4", film(5), 40.0)
     write_video("short.mp4", film(3), 8.0)
     write_video("wide.mp4", film(9, 16, 64), 8.0)
     write_video("five.gif", film(5), 8.0)
@@ -60,6 +62,11 @@ def test_every_command_of_the_page_runs(tiny_folder, tmp_path, monkeypatch, caps
         again = f"again-{number}{Path(made).suffix}"
         assert run(["generate", "--from", made, "-o", again]) == 0, f"{command}\n{capsys.readouterr().err}"
         assert Path(made).read_bytes() == Path(again).read_bytes()
+
+
+def test_the_page_tells_the_block_of_the_bundled_model():
+    side = load("pond").system.stride.space
+    assert f"a block of pixels\n({side} x {side} for the bundled model" in PAGE.read_text("utf-8")
 
 
 def test_images_are_pictures(tiny_folder, folder, capsys):
@@ -113,8 +120,8 @@ def test_prompts_with_other_words_along_the_clip(tiny_folder, folder, capsys):
         (["--extend", "first.png"], "1 frame, and extend needs at least 5"),
         (["--extend", "a.mp4", "--frames", "9"], "frames and extend: seconds says how much is made"),
         (["--between", "a.mp4", "fast.mp4"], "a.mp4 has 8 frames a second and fast.mp4 30: convert one of them"),
-        (["--between", "a.mp4"], "--between"),
-        (["--interpolate", "a.mp4", "--factor", "3"], "factor=3: must divide the 4 frames of a latent frame: 2 or 4"),
+        (["--between", "a.mp4"], "--between 'a.mp4': expected FILE FILE"),
+        (["--interpolate", "a.mp4", "--factor", "3"], "factor=3: must be 2 or 4, how many times as many frames"),
         (["--interpolate", "first.png"], "1 frame, and interpolate needs at least 2"),
         (["--interpolate", "a.mp4", "--seconds", "1"], "seconds and interpolate: the clip has its own length"),
         (["--inpaint", "a.mp4"], "inpaint: needs a mask"),
@@ -140,7 +147,10 @@ def test_prompts_with_other_words_along_the_clip(tiny_folder, folder, capsys):
         (["--edit", "a.mp4", "--prompt-at", "1", "a"], "prompt_at and edit: this is made with one prompt"),
         (["--prompt-at", "x", "a"], "--prompt-at"),
         (["--images", "--frames", "5"], "--images makes one frame"),
-        (["--images", "--loop"], "nothing is left to make"),
+        (["--images", "--loop"], "1 frame in all: nothing is left to make"),
+        (["--images", "--last", "first.png"], "1 frame in all: nothing is left to make"),
+        (["--fit", "crop"], "fit: says what to do with pictures and clips of another shape, and none is given"),
+        (["--interpolate", "fastest.mp4", "--factor", "4"], "fastest.mp4: the result would have 160 frames a second"),
         (["--extend", "a.mp4", "--seconds", "1", "--size", "320000x160000"], "of memory"),
         (["--from", "a.mp4", "--image", "first.png"], "leave out"),
     ],

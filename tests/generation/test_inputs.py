@@ -233,7 +233,8 @@ def test_a_hole_is_filled_from_around_it_whatever_was_there():
         ("mask: needs inpaint", {"mask": "a", "extend": "b"}),
         ("strength: needs edit or inpaint", {"strength": 0.5}),
         ("inpaint: needs a mask", {"inpaint": "a"}),
-        ("factor=3: must divide the 4 frames of a latent frame", {"interpolate": "a", "factor": 3}),
+        ("factor=3: must be 2 or 4", {"interpolate": "a", "factor": 3}),
+        ("factor=2.0: must be 2 or 4", {"interpolate": "a", "factor": 2.0}),
         ("strength=0: must be more than 0", {"edit": "a", "strength": 0.0}),
         ("strength=1.5", {"edit": "a", "strength": 1.5}),
         ("strength=nan: must be a number", {"edit": "a", "strength": float("nan")}),
@@ -245,6 +246,11 @@ def test_a_hole_is_filled_from_around_it_whatever_was_there():
         ("between: give two clips", {"between": ("a",)}),
         ("image is empty: say which file", {"image": ""}),
         ("between 2 is empty", {"between": ("a", "")}),
+        ("between 2 is a NoneType: expected a path", {"between": ("a", None)}),
+        ("image is a ndarray: expected a path, or a torch tensor", {"image": np.zeros((4, 4, 3), np.uint8)}),
+        ("strength=True: must be a number", {"edit": "a", "strength": True}),
+        ("loop='no': must be True or False", {"loop": "no"}),
+        ("fit: says what to do with pictures and clips", {"fit": "crop", "loop": True}),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(said, wrong):

@@ -132,19 +132,30 @@ class Conditions:
             raise ValueError(f"before and {said}: what is made before a clip ends with that clip; leave out {said}")
         if kind == "inpaint" and self.mask is None:
             raise ValueError("inpaint: needs a mask, a picture or a clip that is white where to paint")
-        if self.between is not None and (isinstance(self.between, (str, Tensor)) or len(self.between) != 2):
+        if self.fit is not None and not self.pictured:
+            raise ValueError("fit: says what to do with pictures and clips of another shape, and none is given")
+        if self.between is not None and (not isinstance(self.between, (tuple, list)) or len(self.between) != 2):
             raise ValueError("between: give two clips, the one before and the one after")
         self._check_values()
 
     def _check_values(self) -> None:
         for name, source in self.sources().items():
+            if not isinstance(source, (str, Path, Tensor)):
+                kind = type(source).__name__
+                raise ValueError(f"{name} is a {kind}: expected a path, or a torch tensor (torch.from_numpy makes one)")
             if isinstance(source, (str, Path)) and not str(source):
                 raise ValueError(f"{name} is empty: say which file, or leave it out")
-        if self.factor is not None and self.factor not in FACTORS:
-            raise ValueError(f"factor={self.factor}: must divide the 4 frames of a latent frame: 2 or 4")
+        for name, value in (("before", self.before), ("loop", self.loop)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: must be True or False")
+        factor = self.factor
+        if factor is not None and not (isinstance(factor, int) and factor in FACTORS):
+            raise ValueError(f"factor={factor!r}: must be 2 or 4, how many times as many frames there will be")
         strength = self.strength
-        if strength is not None and not (isinstance(strength, (int, float)) and isfinite(strength)):
-            raise ValueError(f"strength={strength}: must be a number")
+        if strength is not None and (
+            isinstance(strength, bool) or not isinstance(strength, (int, float)) or not isfinite(strength)
+        ):
+            raise ValueError(f"strength={strength!r}: must be a number")
         if strength is not None and not 0 < strength <= 1:
             raise ValueError(f"strength={strength:g}: must be more than 0, which changes nothing, and at most 1")
         if self.fit is not None and self.fit not in FITS:

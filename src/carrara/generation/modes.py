@@ -66,7 +66,7 @@ class Length:
         seconds, kind = self.seconds, conditions.clip
         if seconds is not None:
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not isfinite(seconds):
-                raise ValueError(f"seconds={seconds}: must be a number")
+                raise ValueError(f"seconds={seconds!r}: must be a number")
             if seconds <= 0 or seconds * (self.fps or self.usual_fps) > MOST_FRAMES:
                 raise ValueError(f"seconds={seconds:g}: must be more than 0 and make at most {MOST_FRAMES} frames")
             if self.frames is not None:
@@ -128,8 +128,9 @@ def _onward(
     if begin and length.context is None:  # one short pass takes more context rather than being short
         prefix = max(prefix, longest_prefix(given, window - (end - begin) - (both if ahead else 0), step))
     origin = given - prefix
-    if end <= max(given, int(loop)):
-        raise ValueError(f"{end} frames in all: nothing is left to make; ask for more")
+    if end <= max(given, int(loop or material.last is not None)):
+        said = "1 frame" if end == 1 else f"{end} frames"
+        raise ValueError(f"{said} in all: nothing is left to make; ask for more")
 
     later = _places(prompts, fps, origin, max(begin, 1), end, step)
     cuts = [place for place, _ in later] + ([1] if loop and not given else [])

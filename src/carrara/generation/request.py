@@ -125,10 +125,18 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     Raises ValueError: one line with the value, what was expected and the remedy.
     """
     defaults, conditions = system.defaults, request.conditions
+    if not isinstance(conditions, Conditions):
+        kind = type(conditions).__name__
+        raise ValueError(f'conditions is a {kind}: expected Conditions, such as Conditions(image="first.png")')
     conditions.check()
     _check_prompt("prompt", request.prompt, system)
     if not request.prompt.strip() and not conditions.pictured:
         raise ValueError('the prompt is empty; describe a scene, for example "a red ball bounces on the grass"')
+    pairs = request.prompt_at if isinstance(request.prompt_at, (tuple, list)) else [None]
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            f"prompt_at={request.prompt_at!r}: expected pairs of seconds and a prompt, ((2.0, prompt), ...)"
+        )
     for _, prompt in request.prompt_at:
         _check_prompt("prompt of prompt_at", prompt, system)
         if not prompt.strip():
@@ -165,7 +173,9 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     check_memory(system, VideoShape(1, shape.height, shape.width), available)  # before pictures are made so large
     material = gather(conditions, shape.height, shape.width, dict(request.inputs), length.step)
     timeline, fps, prompts = lay_out(conditions, length, material, request.prompt_at)
-    _check_number("fps", fps, 1, 120)
+    if request.fps is None and not 1 <= fps <= 120:
+        said = f"the result would have {fps:g} frames a second, and must have from 1 to 120"
+        raise ValueError(f"{material.name}: {said}; say another rate with fps")
     tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)
     if reads_image(system):
         _check_images(timeline, conditions, system)
@@ -263,12 +273,15 @@ def _check_number(name: str, value: Any, low: float, high: float, whole: bool = 
     kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not isfinite(value) or not low <= value <= high:
         wanted = "a whole number" if whole else "a number"
-        raise ValueError(f"{name}={value}: must be {wanted} from {low} to {high}")
+        raise ValueError(f"{name}={value!r}: must be {wanted} from {low} to {high}")
 
 
 def _shape(request: Request, system: LatentVideo) -> VideoShape:
     defaults, stride, patch = system.defaults, system.stride, system.patch
-    width, height = (defaults.width, defaults.height) if request.size is None else request.size
+    size = (defaults.width, defaults.height) if request.size is None else request.size
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"size={size!r}: expected (width, height) in pixels, such as (128, 96)")
+    width, height = size
     frames = defaults.frames if request.frames is None else request.frames
     _check_number("frames", frames, 1, 10**6, whole=True)
     if not request.conditions.loop:  # whose last frame leads back to the first
