@@ -264,6 +264,31 @@ def test_rotated_videos_are_read_upright(tmp_path):
     assert read[0, 4, 4].max() < 15
 
 
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(2), 96), (Fraction(1, 2), 24), (Fraction(1), 48)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_are_read_as_stored_or_as_wide_as_they_are_shown(tmp_path, aspect, width, turned):
+    """The aspect is that of the stored pixel, so a turned picture becomes higher and not wider."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        if turned:
+            stream.set_display_rotation(90)
+        picture = np.repeat(np.array([0, 0, 200, 200], np.uint8), 12)[None, :, None].repeat(32, 0).repeat(3, 2)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    stored, shown = read_video(path)[0], read_video(path, square=True)[0]
+    assert stored.shape == ((1, 48, 32, 3) if turned else (1, 32, 48, 3))
+    assert shown.shape == ((1, width, 32, 3) if turned else (1, 32, width, 3))
+    assert (aspect == 1) == torch.equal(stored, shown)
+    back = torch.nn.functional.interpolate(shown.permute(0, 3, 1, 2).float(), stored.shape[1:3], mode="area")
+    assert (back.permute(0, 2, 3, 1) - stored.float()).abs().mean() < 8  # the edge lies in the same place
+    if width > 48:
+        with pytest.raises(ValueError, match="decodes to more than"):
+            read_video(path, max_bytes=48 * 32 * 3, square=True)
+
+
 def test_contact_sheets_are_tidy():
     frames = torch.zeros(17, 20, 30, 3, dtype=torch.uint8)
     sheet = contact_sheet(frames, columns=6)

@@ -109,6 +109,25 @@ def test_videos_that_one_can_see_through_are_refused(tmp_path, name, codec, pixe
             read()
 
 
+def test_clips_and_their_masks_are_seen_with_square_pixels(tmp_path):
+    """A wide picture that is stored squeezed needs no crop where it is made wide, and its mask is as wide as it is."""
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = 2
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(255 - ramp(32, 32).numpy(), format="rgb24")))
+        container.mux(stream.encode(None))
+    clip = read_clip(path, "extend", 5, "a motion")
+    assert fit_frames(clip, 16, 32, None).shape == (5, 16, 32, 3)
+    with pytest.raises(ValueError, match="64x32, and the clip to be made is 32x32"):
+        fit_frames(clip, 32, 32, None)
+    assert read_mask(path, clip).shape == (5, 32, 64)
+
+
 def test_clips_that_are_too_short_say_what_to_do(tmp_path):
     clip = torch.stack([ramp(16, 32)] * 4)
     write_video(tmp_path / "x.gif", clip, 8)

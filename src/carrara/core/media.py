@@ -108,13 +108,19 @@ def write_video(
 
 
 def read_video(
-    path: str | Path, max_frames: int = 20_000, max_bytes: int = 4 << 30, longest: int | None = None
+    path: str | Path,
+    max_frames: int = 20_000,
+    max_bytes: int = 4 << 30,
+    longest: int | None = None,
+    square: bool = False,
 ) -> tuple[Tensor, float, dict[str, str]]:
     """Read a clip: (frames uint8 `t h w 3` sRGB, frames per second, metadata).
 
     Reads what `write_video` writes (a contact sheet is cut into its frames again) and ordinary videos and pictures,
     upright where the file asks for rotation. Metadata is the mapping that was written, or else the file's own tags.
     longest: of a longer clip only so many frames, the first, are read; what follows is not even looked at.
+    square: a video whose pixels are not square is made as wide as it is meant to be shown; without it the frames are
+    the stored pixels.
     Raises ValueError for a file that is missing, foreign, damaged or cut short, or that decodes to more than
     `max_frames` frames or `max_bytes` bytes.
     """
@@ -129,7 +135,7 @@ def read_video(
     else:
         from carrara.core import mp4
 
-        frames, fps, metadata = mp4.read(path, max_frames, max_bytes, longest)
+        frames, fps, metadata = mp4.read(path, max_frames, max_bytes, longest, square)
     return torch.from_numpy(frames), fps, metadata
 
 

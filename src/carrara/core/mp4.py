@@ -56,7 +56,7 @@ def write(path: Path, chunks: Iterator[np.ndarray], shape: VideoShape, fps: floa
 
 
 def read(
-    path: Path, max_frames: int, max_bytes: int, longest: int | None = None
+    path: Path, max_frames: int, max_bytes: int, longest: int | None = None, square: bool = False
 ) -> tuple[np.ndarray, float, dict[str, str]]:
     """Decode a video file: (uint8 `t h w 3`, frames per second, metadata). Raises ValueError, see `read_video`."""
     import av
@@ -76,11 +76,14 @@ def read(
                 check_limits(path, min(announced, longest or announced), 0, max_frames, max_bytes)
             fps = float(stream.average_rate or stream.guessed_rate or 1)
             tags = {str(key): str(value) for key, value in container.metadata.items()}
+            aspect = pixel_aspect(stream) if square else 1.0
             reformatter = VideoReformatter()
             for frame in container.decode(stream):
-                check_limits(path, len(frames) + 1, frame.width * frame.height * 3, max_frames, max_bytes)
+                width = max(1, round(frame.width * aspect))  # before it is turned, for the aspect is the stored pixel's
+                check_limits(path, len(frames) + 1, width * frame.height * 3, max_frames, max_bytes)
                 pixels = reformatter.reformat(
                     frame,
+                    width=width,
                     format="rgb24",
                     src_colorspace=matrix_of(frame),
                     src_color_range=frame.color_range or None,
@@ -119,6 +122,12 @@ def is_see_through(path: Path) -> bool:
             return tagged or (pixels is not None and any(part.is_alpha for part in pixels.components))
     except av.FFmpegError:
         return False
+
+
+def pixel_aspect(stream: Any) -> float:
+    """Width over height of a stored pixel of this video stream; 1 where the file says nothing, or nothing sensible."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.1 <= aspect <= 10 else 1.0
 
 
 def matrix_of(frame: Any) -> int | None:

@@ -1,8 +1,8 @@
 """Pictures, clips and masks that a clip is made from: read, checked and fitted before anything is computed.
 
 Odd files are the rule: pictures that are animated, transparent or turned by their EXIF tag, clips of another size or
-rate. What can be meant in one way only is done (a turned picture is turned back); what is ambiguous is a ValueError of
-one line that names the file and the remedy.
+rate. What can be meant in one way only is done (a turned picture is turned back, pixels that are not square are made
+square); what is ambiguous is a ValueError of one line that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_clip(source: Source, role: str, least: int, why: str) -> Footage:
     else:
         path = _there(source)
         _check_opaque(path)
-        frames, fps, _ = read_video(path)
+        frames, fps, _ = read_video(path, square=True)
         clip = Footage(frames, fps, str(path))
     if len(clip.frames) < least:
         said = "1 frame" if len(clip.frames) == 1 else f"{len(clip.frames)} frames"
@@ -91,7 +91,7 @@ def read_mask(source: Source, clip: Footage) -> Tensor:
         path = _there(source)
         name = str(path)
         _check_opaque(path)
-        mask = read_video(path)[0].float().mean(-1) >= _WHITE
+        mask = read_video(path, square=True)[0].float().mean(-1) >= _WHITE
     count, height, width = clip.frames.shape[:3]
     if mask.shape[1:] != (height, width):
         said = f"{mask.shape[2]}x{mask.shape[1]}, and {clip.name} is {width}x{height}"

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from carrara.core.mp4 import pixel_aspect
 from carrara.data.prepare.pictures import flat, readable
 from carrara.data.prepare.reasons import Unfit
 
@@ -91,8 +92,7 @@ def _in_time(container: Any, stream: Any, lost: Lost) -> Iterator[Shown]:
     stream.codec_context.thread_count = 1
     rate = float(stream.average_rate or stream.guessed_rate or _USUAL)
     step = 1 / (rate if 1 <= rate <= 240 else _USUAL)
-    aspect = float(stream.sample_aspect_ratio or 1)
-    aspect = aspect if 0.1 <= aspect <= 10 else 1.0
+    aspect = pixel_aspect(stream)
     last: float | None = None
     offset: float | None = None
     broken_from: float | None = None
