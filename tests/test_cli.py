@@ -210,6 +210,21 @@ def test_unknown_words_are_told_before_the_run(tiny_folder, tmp_path, capsys):
     assert "never seen 'dragon'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("size", "lines"), [("32x16", 0), ("64x16", 0), ("48x32", 1)])
+def test_a_size_far_from_the_models_own_is_told_once_and_made(tiny_folder, tmp_path, capsys, size, lines):
+    args = ["generate", "a red ball", "a frog", "--model", str(tiny_folder), "--steps", "1", "--size", size]
+    assert run([*args, "-o", f"{tmp_path}/"]) == 0
+    assert capsys.readouterr().err.count("this model's own frames are 32x16") == lines
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_in_python_nothing_is_said_of_sizes(tiny_folder, capsys):
+    import carrara
+
+    carrara.load(tiny_folder).generate("a red ball", size=(48, 32), steps=1, seed=1, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_other_weights_and_files_without_manifest_are_refused(tiny_folder, tiny_system, tmp_path, capsys):
     import copy
 
@@ -265,7 +280,8 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tiny_folder, tmp_path):
     options = ["--model", str(tiny_folder), "--steps", "1000", "--size", "256x256", "--frames", "41", "-o", "x.mp4"]
     process = subprocess.Popen([*command, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "never seen 'dragon'" in process.stderr.readline()  # the last word before the run
+    assert "never seen 'dragon'" in process.stderr.readline()
+    assert "own frames are 32x16" in process.stderr.readline()  # the last word before the run
     time.sleep(0.5)  # well into it
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -197,9 +197,10 @@ def test_parts_of_a_picture():
 def test_the_command_writes_what_it_says(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     args = ["explain", "a red dragon", "a red ball", "--model", str(tiny_folder), "--seed", "3", "-o", "x"]
-    assert run([*args, "--patch", "3,1,2", "--step", "1", "--block", "2"]) == 0
+    assert run([*args, "--size", "48x32", "--patch", "3,1,2", "--step", "1", "--block", "2"]) == 0
     said = capsys.readouterr()
     assert "never seen 'dragon'" in said.err
+    assert "own frames are 32x16; 48x32 is more than twice that" in said.err
     names = [f"x/{stem}-{kind}" for stem in ("a-red-dragon", "a-red-ball") for kind in KINDS]
     lines = said.out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("x/")] == names

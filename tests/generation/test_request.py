@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from carrara.core.types import VideoShape
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.generation.memory import available_memory, check_memory, largest_that_fits, peak_memory
-from carrara.generation.request import Request, resolve, unknown_words
+from carrara.generation.request import Request, resolve, unknown_words, unusual_size
 
 PROMPT = "a red ball bounces"
 
@@ -86,6 +86,22 @@ def test_unknown_words_are_told_with_what_is_known(tiny_system):
     assert said is not None
     assert "'dragon', 'gloriously'" in said
     assert "frog, grass" in said
+
+
+@pytest.mark.parametrize(
+    ("size", "far"),
+    [
+        ((32, 16), None),
+        ((16, 16), None),  # half
+        ((64, 16), None),  # twice, in another aspect
+        ((16, 64), None),
+        ((16, 8), "16x8 is less than half"),
+        ((48, 32), "48x32 is more than twice"),
+    ],
+)
+def test_sizes_far_from_the_models_own_are_told_with_its_own(tiny_system, size, far):
+    said = unusual_size(VideoShape(9, size[1], size[0]), tiny_system)
+    assert said == (far and f"this model's own frames are 32x16; {far} that, and may look bad")
 
 
 @settings(max_examples=50, deadline=None)

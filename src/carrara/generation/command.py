@@ -106,7 +106,7 @@ def _make(options: Generate) -> int:
             raise ValueError("--images makes one frame: leave out --frames and --seconds")
         frames = 1
 
-    from carrara.generation.request import Request, unknown_words
+    from carrara.generation.request import Request, unknown_words, unusual_size
 
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
@@ -122,6 +122,8 @@ def _make(options: Generate) -> int:
     for prompt in (*prompts, *(later for _, later in options.prompt_at)):
         if warning := unknown_words(prompt, model.system):
             print(f"carrara: {warning}", file=sys.stderr)
+    if warning := unusual_size(plans[0].shape, model.system):  # all are of one size
+        print(f"carrara: {warning}", file=sys.stderr)
     for plan, path in zip(plans, outputs):
         begin = time.perf_counter()
         model.write(plan, path, options.overwrite)

@@ -58,7 +58,7 @@ def explain(args: list[str]) -> int:
 
     from carrara.generation.explain import View, check_view
     from carrara.generation.explain import explain as look_inside
-    from carrara.generation.request import Request, unknown_words
+    from carrara.generation.request import Request, unknown_words, unusual_size
     from carrara.systems.latent import LatentVideo
 
     wanted = {name: getattr(options, name) for name in ("negative", "frames", "fps")} | options.sampling()
@@ -76,6 +76,8 @@ def explain(args: list[str]) -> int:
     for prompt in options.prompts:
         if warning := unknown_words(prompt, model.system):
             print(f"carrara: {warning}", file=sys.stderr)
+    if warning := unusual_size(plans[0].shape, model.system):  # all are of one size
+        print(f"carrara: {warning}", file=sys.stderr)
     for plan, paths in zip(plans, outputs):
         begin = time.perf_counter()
         explanation = look_inside(model, plan, view)

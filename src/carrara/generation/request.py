@@ -252,6 +252,17 @@ def unknown_words(prompt: str, system: LatentVideo) -> str | None:
     return f"this model has never seen {names} and may ignore them; it knows {_some(known)}"
 
 
+def unusual_size(shape: VideoShape, system: LatentVideo) -> str | None:
+    """One line about frames of more than twice, or less than half, the area of the model's own; None for all others."""
+    own, area = system.defaults, shape.width * shape.height
+    usual = own.width * own.height
+    if usual <= 2 * area <= 4 * usual:
+        return None
+    far = "more than twice" if area > usual else "less than half"
+    asked = f"{shape.width}x{shape.height} is {far} that, and may look bad"
+    return f"this model's own frames are {own.width}x{own.height}; {asked}"
+
+
 def _some(words: Sequence[str], most: int = 120) -> str:
     shown = ", ".join(words[:most])
     return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
