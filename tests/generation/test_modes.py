@@ -129,6 +129,16 @@ def test_seconds_are_windows_that_begin_where_the_last_ended(spied):
     assert passes[0]["seed"] == 2
 
 
+def test_windows_are_as_long_as_is_said(spied):
+    clip = spied.generate(PROMPT, seconds=3.0, window=13, seed=2)
+    again = spied.generate(Request(PROMPT, seed=2, seconds=3.0, window=13))
+    assert torch.equal(clip.frames, again.frames)
+    assert clip.manifest.window == 13
+    assert {one["made"].shape[2] for one in spied.system.passes} == {4}  # latent frames of 13
+    with pytest.raises(ValueError, match="window=12: must be 4k"):
+        spied.generate(PROMPT, seconds=3.0, window=12)
+
+
 def test_decoding_has_no_seam(spied):
     """The frames are those of all new latents decoded as one clip."""
     clip = spied.generate(PROMPT, seconds=3.0, seed=2)

@@ -53,6 +53,7 @@ class Model:
         negative: str | None = None,
         frames: int | None = None,
         seconds: float | None = None,
+        window: int | None = None,
         prompt_at: tuple[tuple[float, str], ...] = (),
         size: tuple[int, int] | None = None,
         fps: float | None = None,
@@ -66,9 +67,10 @@ class Model:
     ) -> Clip:
         """Make a clip; what is not said is the model's default, and a seed that is not given is drawn and recorded.
 
-        conditions: pictures and clips that it is made from; frames: all in one pass; seconds: any number, in windows;
-        prompt_at: (seconds, prompt) from which on another prompt holds; size is (width, height); reuse, interval: see
-        `systems.latent.Sampling`; progress is shown on a terminal if None. A Request goes alone and says everything.
+        conditions: pictures and clips that it is made from; frames: all in one pass; seconds: any number, in windows of
+        `window` frames; prompt_at: (seconds, prompt) from which on another prompt holds; size is (width, height);
+        reuse, interval: see `systems.latent.Sampling`; progress is shown on a terminal if None. A Request goes alone
+        and says everything.
         Raises ValueError before any computing, GenerationError if the model's output cannot be shown.
         """
         request = prompt
@@ -76,7 +78,7 @@ class Model:
             request = Request(
                 request, negative, seed, frames, size, fps, steps, guidance, sampler, shift,
                 reuse=reuse, interval=interval, model=self.name,
-                conditions=conditions or Conditions(), seconds=seconds, prompt_at=prompt_at,
+                conditions=conditions or Conditions(), seconds=seconds, window=window, prompt_at=prompt_at,
             )  # fmt: skip
         plan = self.plan(request)
         return _collected(self.frames(plan, progress), plan.timeline, self.manifest(plan))
