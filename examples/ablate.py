@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trial_jobs import Job, Pool, models, parse_slots, plan, slug
+from trial_jobs import Job, Pool, models, parse_slots, plan, report_of, slug
 
 from carrara.core.config import choose, from_dict, read_json
 from carrara.recipes.trials import Curve, equal_clips, open_run, read_curve
@@ -85,7 +85,7 @@ def adherence_table(trials: Sequence[Trial], folder: Path, prompts: int) -> str:
     reports = {}
     for trial in trials:
         model = models(folder / slug(trial.name))[-1]
-        path = model.with_name(f"{model.name}-clips") / f"adherence-{prompts}.json"
+        path = report_of(model, prompts)
         if path.is_file():
             reports[trial.name] = read_json(path)
     if not reports:

@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 from scaling_plot import draw
 from scipy.special import stdtrit
-from trial_jobs import Job, Pool, models, parse_slots, plan, slug
+from trial_jobs import Job, Pool, models, parse_slots, plan, report_of, slug
 
 from carrara.core.config import choose, from_dict, read_json, to_dict, write_json
 from carrara.denoisers.dit import DiT
@@ -154,7 +154,7 @@ def count_parameters(model: Path) -> int:
 
 def read_adherence(model: Path, prompts: int) -> tuple[float | None, int]:
     """The mean share over attributes and the number of prompts, if they were measured."""
-    path = model.with_name(f"{model.name}-clips") / f"adherence-{prompts}.json"
+    path = report_of(model, prompts)
     if not prompts or not path.is_file():
         return None, 0
     shares = [found["share"] for name, found in read_json(path).items() if name in ATTRIBUTES and found["total"]]

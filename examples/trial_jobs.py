@@ -31,6 +31,7 @@ from carrara.generation.run import GenerationError, Model, load
 from carrara.recipes import RECIPES
 from carrara.recipes.trials import changed, for_clips, for_minutes, open_run, train_trial
 
+CLIPS = "-clips"  # ends the name of the folder of clips that a model made
 VALIDATION_SEED = 1000  # prompts to choose by; the scores that count come from others
 
 
@@ -73,8 +74,14 @@ def work(job: Job) -> None:
 
 
 def models(folder: Path) -> list[Path]:
-    """The models of a trial: those of its budgets, else the one at its end."""
-    return sorted((folder / "kept").glob("step-*")) or [folder / "model"]
+    """The models of a trial: those of its budgets, else the one at its end. Beside each are clips that it made."""
+    kept = sorted((folder / "kept").glob("step-*"))
+    return [model for model in kept if not model.name.endswith(CLIPS)] or [folder / "model"]
+
+
+def report_of(model: Path, prompts: int) -> Path:
+    """Where the shares of a model folder are, once so many prompts were read: beside it, with the clips."""
+    return model.with_name(f"{model.name}{CLIPS}") / f"adherence-{prompts}.json"
 
 
 def measure(folder: Path, prompts: int) -> dict[str, Any]:
@@ -82,10 +89,10 @@ def measure(folder: Path, prompts: int) -> dict[str, Any]:
 
     The prompts are of combinations that training may show: held-out ones are never chosen by.
     """
-    home = folder.with_name(f"{folder.name}-clips")
-    report = home / f"adherence-{prompts}.json"
+    report = report_of(folder, prompts)
     if report.is_file():
         return read_json(report)
+    home = report.parent
     home.mkdir(parents=True, exist_ok=True)
     model = load(str(folder))
     drawn = [prompt for prompt in draw_prompts(2 * prompts, VALIDATION_SEED) if prompt.split == "held in"]

@@ -148,6 +148,17 @@ def test_the_largest_is_predicted_before_it_is_trained_and_never_after(run, tmp_
     assert (tmp_path / "plot.svg").read_text().count("<circle") == 9 + 3 + 4  # measured, predicted, legend
 
 
+def test_the_clips_of_a_kept_model_are_no_model_when_its_trial_goes_on(tmp_path):
+    for name in ("step-00000008", "step-00000016"):
+        (tmp_path / "kept" / name).mkdir(parents=True)
+    kept = trial_jobs.models(tmp_path)
+    for model in kept:
+        trial_jobs.report_of(model, 60).parent.mkdir()
+    assert trial_jobs.models(tmp_path) == kept
+    assert [model.name for model in kept] == ["step-00000008", "step-00000016"]
+    assert trial_jobs.models(tmp_path / "elsewhere") == [tmp_path / "elsewhere" / "model"]
+
+
 def test_ticks_are_round_and_inside():
     for low, high in ((15.0, 17.5), (0.05, 0.3), (-0.6, -0.55), (2.0, 2.01)):
         found = scaling_plot.ticks(low, high)
