@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from carrara.core.files import check_file
 from carrara.core.shards import refuse_pointer
 
 _STARTS = (b"PK\x03\x04", b"\x80")  # an archive, and the pickles of before 2020
@@ -25,9 +26,7 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
 
     Raises ValueError for a file that is missing or damaged, and for a pickle of anything but plain weights.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    refuse_pointer(path)
+    refuse_pointer(check_file(path))
     with path.open("rb") as file:
         if not file.read(4).startswith(_STARTS):
             raise ValueError(f"{path}: damaged or not a file of torch.save; copy it again")
