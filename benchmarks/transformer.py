@@ -1,5 +1,5 @@
-"""One training step of the transformer: clips per second, how much of the machine's bfloat16 matrix rate it uses, and
-where the rest goes; then what the optimizers and the loader add to it.
+"""One training step of the bundled model's transformer: clips per second, how much of the machine's bfloat16 matrix
+rate it uses, and where the rest goes; then what the optimizers and the loader add to it.
 
 python benchmarks/transformer.py [--batch 48] [--threads 2] [--compile] [--profile]
 """
@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +21,14 @@ from carrara.core.types import TextStates
 from carrara.data.latents import LatentBatch, LatentCache, write_latents
 from carrara.data.pond.sampling import sample_scene
 from carrara.denoisers.dit import DiT, DiTConfig
+from carrara.nn.loops import compiled_loops
 from carrara.recipes.pond_data import Captioning, latent_source
 from carrara.training.config import TrainConfig
 from carrara.training.optim import Average, Optimizers, block_matrices, trainable
 from carrara.training.process import keep_freed_memory
 
-CONFIG = DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024, in_channels=16, out_channels=16, text_dim=192)
-LATENTS, WORDS = (16, 5, 8, 8), 16
+CONFIG = DiTConfig(heads=4, head_dim=64, layers=8, ffn_dim=1024, in_channels=32, out_channels=32, text_dim=192)
+LATENTS, WORDS = (32, 9, 8, 8), 16
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
     "attention products": ("aten::bmm", "aten::baddbmm"),
@@ -43,6 +45,23 @@ def seconds(run: Callable[[], object], repeats: int, clock: Callable[[], float] 
         if index >= 2:
             taken.append(clock() - start)
     return sorted(taken)[len(taken) // 2]
+
+
+def in_turn(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median of each, one after the other in every round, so that what else runs here slows all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(repeats + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if round_ >= 2:
+                taken[name].append(time.perf_counter() - start)
+    return {name: sorted(each)[len(each) // 2] for name, each in taken.items()}
+
+
+def within(loops: bool, step: Callable[[], object]) -> None:
+    with compiled_loops(loops):
+        step()
 
 
 def step_flops(config: DiTConfig, tokens: int, words: int) -> float:
@@ -107,7 +126,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
+    parser.add_argument("--compile", action="store_true", help="beside it with compiled loops; needs a C++ compiler")
     parser.add_argument("--profile", action="store_true", help="print the slowest operators")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -119,30 +138,33 @@ def main() -> None:
 
     model = DiT(CONFIG)
     model.init_weights(generator)
-    network = torch.compile(model) if args.compile else model
     x, target, t = draw(args.batch, *LATENTS), draw(args.batch, *LATENTS), torch.linspace(0, 1, args.batch)
     text = TextStates(draw(args.batch, WORDS, CONFIG.text_dim), torch.full((args.batch,), WORDS))
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
-            flow = network(x, t, text)
+            flow = model(x, t, text)
         (flow.float() - target).square().mean().backward()
 
     a, w = draw(5120, 256).bfloat16(), draw(1024, 256).bfloat16()
     rate = 2 * 5120 * 256 * 1024 / seconds(lambda: torch.nn.functional.linear(a, w), 30)
-    taken = seconds(step, args.repeats)
     _, frames, height, width = LATENTS
-    used = args.batch * step_flops(CONFIG, frames * height * width // 4, WORDS + 1) / taken
-    print(f"{args.batch / taken:.1f} clips/s, {taken * 1e3:.0f} ms a step of {args.batch}; ", end="")
-    print(f"{used / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s = {used / rate:.0%} of the bfloat16 matrix rate")
-    print("of which " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares(step, args.profile).items()))
+    work = args.batch * step_flops(CONFIG, frames * height * width // 4, WORDS + 1)
+    ways = {"step": False, **({"step, compiled loops": True} if args.compile else {})}
+    taken = in_turn({name: partial(within, on, step) for name, on in ways.items()}, args.repeats)
+    for name, on in ways.items():
+        used = work / taken[name]
+        print(f"{name}: {args.batch / taken[name]:.1f} clips/s, {taken[name] * 1e3:.0f} ms for {args.batch}; ", end="")
+        print(f"{used / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s = {used / rate:.0%} of the bfloat16 matrix rate")
+        found = shares(partial(within, on, step), args.profile)
+        print("  of which " + ", ".join(f"{kind} {share:.0%}" for kind, share in found.items()))
     for kind in ("adamw", "muon"):
         update = optimizer_seconds(model, kind, args.repeats)
-        print(f"{kind} adds {update * 1e3:.0f} ms, {update / (taken + update):.0%} of the whole step")
+        print(f"{kind} adds {update * 1e3:.0f} ms, {update / (taken['step'] + update):.0%} of the whole step")
     with tempfile.TemporaryDirectory() as folder:
         loader = loader_seconds(Path(folder) / "cache", args.batch, 5 * args.repeats)
-    print(f"the loader adds {loader * 1e3:.1f} ms of one core, {loader / taken / args.threads:.1%} of the step")
+    print(f"the loader adds {loader * 1e3:.1f} ms of one core, {loader / taken['step'] / args.threads:.1%} of the step")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from carrara.denoisers.dit_config import (
     WAN_TI2V_5B,
     DiTConfig,
 )
-from carrara.denoisers.image import ImageEmbedding, norm32
+from carrara.denoisers.image import ImageEmbedding
 from carrara.denoisers.text_keys import Pair, TextKeys
 from carrara.nn.attention import Attention, CrossAttention
 from carrara.nn.compiling import compile_each, is_compiled
-from carrara.nn.fused import gated_sum, modulated_norm
+from carrara.nn.fused import gated_sum, layer_norm, modulated_norm
 from carrara.nn.layers import MLP, LevelEmbedding, Levels, Patches, compute_dtype
 from carrara.nn.packing import pack
 from carrara.nn.positions import grid_positions, rotations
@@ -83,7 +83,7 @@ class Block(nn.Module):
         h = self.self_attention(h.flatten(1, 2), turns, parts).unflatten(1, (groups, -1))
         x = gated_sum(x, h, gate)
 
-        h = norm32(self.cross_norm, x).to(dtype)
+        h = layer_norm(self.cross_norm, x, dtype)
         x = gated_sum(x, self.cross_attention(h.flatten(1, 2), text, bias, image).unflatten(1, (groups, -1)))
 
         h = self.mlp(modulated_norm(x, mlp_shift, mlp_scale, self.eps, dtype))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carrara.nn.fused import layer_norm
 from carrara.nn.layers import Linear, compute_dtype
 
 
@@ -39,10 +40,5 @@ class ImageEmbedding(nn.Module):
                 )
             states = states.float() + self.positions.float()
         dtype = compute_dtype(self.rise.weight)
-        h = F.gelu(self.rise(norm32(self.norm_in, states).to(dtype)))
-        return norm32(self.norm_out, self.fall(h)).to(dtype)
-
-
-def norm32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """A LayerNorm in float32 whatever type its weights and x are kept in."""
-    return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps)
+        h = F.gelu(self.rise(layer_norm(self.norm_in, states, dtype)))
+        return layer_norm(self.norm_out, self.fall(h), dtype)

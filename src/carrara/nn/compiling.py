@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-_GRAPHS = 64  # of one block: for shapes, types, with and without gradients; beyond it torch would compile no more
+_GRAPHS = 64  # of one block or formula: for shapes, types, with and without gradients; beyond it torch makes no more
 
 
 def check_compiler() -> None:
@@ -33,12 +33,17 @@ def _compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
-def compile_each(blocks: Iterable[nn.Module]) -> None:
-    """From now on these modules run compiled; names and weights stay. Raises ValueError where there is no compiler."""
-    check_compiler()
+def allow_many_graphs() -> None:
+    """Let torch make more graphs of one function than the eight at which it gives up."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+
+
+def compile_each(blocks: Iterable[nn.Module]) -> None:
+    """From now on these modules run compiled; names and weights stay. Raises ValueError where there is no compiler."""
+    check_compiler()
+    allow_many_graphs()
     for block in blocks:
         block.compile(dynamic=False)
 

@@ -6,7 +6,6 @@ With gradients GELU is a step of its own, whose derivative is formed with it (`n
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -16,14 +15,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from carrara.nn import chains
+from carrara.nn.chains import A, B
 from carrara.nn.fused import by_hand, in_cache, wide
+from carrara.nn.loops import looped
 
 CHUNK = 1 << 17
 """So many numbers of a wide layer are worked on at a time: several float32 copies of them fit in a core's cache."""
-
-# gelu(x) = x sigmoid(x (A + B x^2)) is the tanh form (arXiv:1606.08415) without tanh, which costs three times as much.
-A = math.sqrt(8 / math.pi)
-B = 0.044715 * A
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,6 +80,10 @@ class _Gelu(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Also forms the derivative, for which everything is at hand."""
         x = x.contiguous()
+        if looped(x) and ctx.needs_input_grad[0]:
+            made, slope = (each.view_as(x) for each in chains.gelu(x.view(-1)))
+            ctx.save_for_backward(slope)
+            return made
         made, slope = torch.empty_like(x), torch.empty_like(x)
         a = torch.tensor(A, dtype=wide(x.dtype), device=x.device)
         for piece, result, derivative in zip(*(each.view(-1).split(CHUNK) for each in (x, made, slope))):

@@ -53,7 +53,8 @@ class TrainConfig:
     are validated and exported to `kept/step-<n>`, so that one run at a constant rate gives models of several budgets.
     `pieces`: every batch is computed in so many parts with draws of their own, one after the other or on as many
     processes; the same run on any number of processes that divides it. 0: as many as there are processes, 1 on one.
-    `compile`: the blocks of transformers run through `torch.compile` (needs a C++ compiler; one process).
+    `compile`: transformers train through `torch.compile` (needs a C++ compiler): on a CPU what lies between their
+    matrix products, elsewhere their blocks, on one process.
     """
 
     steps: int | None = None

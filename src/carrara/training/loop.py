@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from carrara.core.config import to_dict, write_json
 from carrara.core.types import Phase
+from carrara.nn.loops import compiled_loops
 from carrara.training.checkpoint import (
     TrainState,
     checkpoints,
@@ -78,7 +79,15 @@ def train(
     keep_freed_memory()
     team = join(config.parallel)
     told, watched = full_disk_told(folder), others_watched(team)
-    with thread_count(config.threads), random_state_kept(), stop_requests(once=team.alone) as stop, told, watched:
+    loops = compiled_loops(config.compile and _on_cpu(phase.module))
+    with (
+        thread_count(config.threads),
+        random_state_kept(),
+        stop_requests(once=team.alone) as stop,
+        told,
+        watched,
+        loops,
+    ):
         run = _Run(phase, config, folder, settings or {}, Progress(out, quiet=not team.first), clock, team)
         try:
             run.go(stop)
@@ -343,14 +352,23 @@ class _Run:
 
 
 def _compile(module: nn.Module, team: Team) -> None:
-    """Let the networks of a phase that can run compiled do so. Raises ValueError where none can."""
-    if not team.alone:
-        raise ValueError("compile=True: blocks are compiled on one process only; leave it out on several")
+    """Let the networks of a phase that can run compiled do so: on a CPU `compiled_loops` does it while they train.
+
+    Raises ValueError where none can.
+    """
     found = [part for part in module.modules() if hasattr(part, "compile_blocks")]
     if not found:
         raise ValueError("compile=True: this phase trains nothing that is compiled; leave it out")
+    if _on_cpu(module):
+        return
+    if not team.alone:
+        raise ValueError("compile=True: blocks are compiled on one process only; leave it out on several")
     for part in found:
         part.compile_blocks()  # type: ignore[operator]
+
+
+def _on_cpu(module: nn.Module) -> bool:
+    return all(parameter.is_cpu for parameter in module.parameters())
 
 
 def _due(every: int, step: int) -> bool:
