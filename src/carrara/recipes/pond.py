@@ -186,7 +186,13 @@ class PondRecipe(Recipe):
             stride = self.autoencoder.model.stride
             sizes = [bucket_batch(stage.batch, self.shape, shape, stride) for shape in (self.shape, *seen)]
             phase.batch = taking_turns(
-                (cache, *others), sizes, stage.buckets.weights(), stage.captioning, self.seed, stage.images
+                (cache, *others),
+                sizes,
+                stage.buckets.weights(),
+                stage.captioning,
+                self.seed,
+                stage.images,
+                stage.favoured,
             )
         if self.denoiser.start:
             load_ema(Path(self.denoiser.start), phase.module)
@@ -234,7 +240,7 @@ class PondRecipe(Recipe):
             _, rows, columns = self.shape.latent(stride).tokens(stage.model.patch)
             with alone_first():
                 truth = TruthTable.open(cache, stride.time, rows, columns)
-        return latent_source(cache, size, stage.captioning, self.seed, stage.images, truth)
+        return latent_source(cache, size, stage.captioning, self.seed, stage.images, truth, stage.favoured)
 
     def system(self, trained: Path, words: Callable[[], Tokenizer], device: torch.device) -> LatentVideo:
         """The trained autoencoder, and the transformer and the text encoder that go on, or know nothing yet.
@@ -275,6 +281,8 @@ class PondRecipe(Recipe):
         whole["denoiser"].pop("flops")  # which this is too
         if not self.denoiser.buckets.shapes:  # runs from before there were any go on
             whole["denoiser"].pop("buckets")
+        if not self.denoiser.favoured.attributes:
+            whole["denoiser"].pop("favoured")
         begun = {"start": self.found().fingerprint()} if self.start else {}
         return {**{key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}, **begun}
 

@@ -21,6 +21,7 @@ from carrara.data.pond.captions import caption, vocabulary
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene
+from carrara.recipes.pond_favoured import EVERY_CLIP, Favoured
 from carrara.recipes.pond_truth import TruthTable
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
@@ -223,20 +224,22 @@ def latent_source(
     seed: int,
     images: ImageSteps = NO_IMAGES,
     truth: TruthTable | None = None,
+    favoured: Favoured = EVERY_CLIP,
 ) -> LatentSource:
     """Batches of a cache as a function of the step; captions are drawn anew for every visit of a clip.
 
     A cache of clips of one frame gives single frames at every step. truth: what the cache's clips show, to be part of
-    the batches.
+    the batches; favoured: which clips are drawn more often.
     """
     told, stride = torch.tensor([captioning.short, captioning.medium, captioning.dense]), frames_per_latent(cache)
+    places = favoured.places(cache)
 
     def at(step: int, visit: int | None = None) -> CaptionedLatents:
         generator = torch.Generator().manual_seed(mix(seed, step))
         alone = images.alone(step, generator) or cache.shape[1] == 1
         # Clips and images are visited in orders of their own, so that neither skips what the other sees.
         visits = (batch * images.clips, mix(seed, 1)) if alone else (batch, seed)
-        chosen = indices(step if visit is None else visit, visits[0], len(cache), visits[1])
+        chosen = places[indices(step if visit is None else visit, visits[0], len(places), visits[1])]
         clips = cache[chosen]
         assert clips.keyframes is not None
         assert clips.frames is not None

@@ -10,6 +10,7 @@ from carrara.denoisers.dit import DiTConfig
 from carrara.diffusion.fields import FieldMix, TimeDraw
 from carrara.recipes.compute import check_flops
 from carrara.recipes.pond_data import Captioning, ImageSteps
+from carrara.recipes.pond_favoured import Favoured
 from carrara.recipes.pond_shapes import Buckets
 from carrara.systems.alignment import Alignment
 from carrara.systems.latent import Sampling
@@ -26,7 +27,8 @@ class DenoiserStage:
     levels of clips and of single frames are drawn (of a frame, fewer tokens agree, so less noise hides it); alignment:
     of middle features with what the clips truly show; sampling: what the finished model does by default; start: a
     training folder of such a model whose averaged weights it begins from, on other clips or by another schedule;
-    buckets: clips of other sides and durations that take turns with the recipe's own;
+    buckets: clips of other sides and durations that take turns with the recipe's own; favoured: clips that are drawn
+    more often than others;
     flops: compute to train with, None for the length that `train` says.
     """
 
@@ -48,6 +50,7 @@ class DenoiserStage:
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start: str | None = None
     buckets: Buckets = field(default_factory=Buckets)
+    favoured: Favoured = field(default_factory=Favoured)
     flops: float | None = None
 
     def __post_init__(self) -> None:

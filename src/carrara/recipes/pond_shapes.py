@@ -29,6 +29,7 @@ from carrara.data.pond.sampling import LAYOUTS, Mix
 from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import Scene
 from carrara.recipes.pond_data import Captioning, ImageSteps, PixelSource, latent_source
+from carrara.recipes.pond_favoured import EVERY_CLIP, Favoured
 from carrara.systems.phases import CaptionedLatents, PixelBatch
 
 _TURNS = 11  # what the order of the buckets is drawn from, beside the seed
@@ -172,13 +173,16 @@ def taking_turns(
     captioning: Captioning,
     seed: int,
     images: ImageSteps,
+    favoured: Favoured = EVERY_CLIP,
 ) -> Callable[[int], CaptionedLatents]:
     """Batches of several caches in turns, in an order drawn from the seed.
 
-    batches: how many clips of each a step takes; weights: how often each has its turn. Captions follow the step, clips
-    how often their cache was visited.
+    batches: how many clips of each a step takes; weights: how often each has its turn; favoured: which clips of each
+    are drawn more often. Captions follow the step, clips how often their cache was visited.
     """
-    sources = [latent_source(cache, size, captioning, seed, images) for cache, size in zip(caches, batches)]
+    sources = [
+        latent_source(cache, size, captioning, seed, images, favoured=favoured) for cache, size in zip(caches, batches)
+    ]
     turns = Turns(tuple(weights), mix_seed(seed, _TURNS))
 
     def at(step: int) -> CaptionedLatents:
