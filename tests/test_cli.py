@@ -28,6 +28,16 @@ def test_help_imports_nothing_heavy():
         assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["generate", "explain", "evaluate", "systems", "info", "data pond", "data prepare"])
+def test_help_says_defaults_only_where_there_are_any(command, capsys):
+    assert run([*command.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: None)" not in shown
+    assert "(default: False)" not in shown
+    assert "(default: )" not in shown
+    assert ("(default: " in shown) == (command != "generate")
+
+
 def test_help_names_the_values_of_options_that_may_be_repeated(capsys):
     assert run(["generate", "--help"]) == 0
     said = capsys.readouterr().out

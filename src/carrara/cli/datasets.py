@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from carrara.core.config import choose
-from carrara.core.options import parse
+from carrara.core.options import Flag, option, parse
 from carrara.generation.command import parse_size
 
 
@@ -17,11 +17,11 @@ from carrara.generation.command import parse_size
 class Pond:
     """Write clips of the simulated world with captions (metadata.jsonl) and their truth."""
 
-    folder: Positional[Annotated[str, arg(metavar="DIR")]]
+    folder: Positional[Annotated[str, option(metavar="DIR")]]
     """Folder to write to."""
     clips: int = 16
     """How many clips."""
-    size: Annotated[str, arg(metavar="WxH")] = "128x128"
+    size: Annotated[str, option(metavar="WxH")] = "128x128"
     """Width and height in pixels."""
     frames: int = 17
     """Frames of each clip."""
@@ -31,7 +31,7 @@ class Pond:
     """Seed of the first scene; the others follow."""
     split: Literal["train", "held_out"] = "train"
     """Scenes as training sees them, or with pairs of attributes that it never sees."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an earlier folder of this kind."""
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from carrara.cli.telling import tell
-from carrara.core.options import Whole, parse
+from carrara.core.options import Flag, Whole, option, parse
 from carrara.generation.clip_options import SamplingOptions, load_model
 
 if TYPE_CHECKING:
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 class Evaluate(SamplingOptions):
     """Measure a model beside its ceilings and controls, or any videos (--clips)."""
 
-    model: Positional[Annotated[str | None, arg(metavar="MODEL")]] = None
+    model: Positional[Annotated[str | None, option(metavar="MODEL")]] = None
     """Bundled model or model folder; pond if none."""
     suite: Literal["quick", "full"] = "quick"
     """How much is measured of a model."""
-    clips: Annotated[str | None, arg(metavar="DIR")] = None
+    clips: Annotated[str | None, option(metavar="DIR")] = None
     """Folder of videos to measure instead of a model."""
-    against: Annotated[str | None, arg(metavar="DIR")] = None
+    against: Annotated[str | None, option(metavar="DIR")] = None
     """Folder of videos to hold them against."""
-    only: Annotated[str, arg(metavar="PARTS")] = ""
+    only: Annotated[str, option(metavar="PARTS")] = ""
     """Parts to measure, joined by commas; all if none."""
-    fvd: Annotated[str | None, arg(metavar="PATH")] = None
+    fvd: Annotated[str | None, option(metavar="PATH")] = None
     """I3D's weights (a file) or a VideoMAE folder: distances on their features as well."""
-    baseline: bool = False
+    baseline: Flag = False
     """Measure the model frame by frame as well (the full suite always does)."""
-    output: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "runs/evaluation"
+    output: Annotated[str, option(aliases=["-o"], metavar="DIR")] = "runs/evaluation"
     """Folder for the clips and the report."""
     prompts: Whole = None
     """How many prompts."""

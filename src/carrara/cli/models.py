@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from carrara.core.options import parse
+from carrara.core.options import option, parse
 
 if TYPE_CHECKING:
     from carrara.systems.parts import ModelFolder
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Info:
     """What a model is, makes and knows."""
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]] = "pond"
+    model: Positional[Annotated[str, option(metavar="MODEL")]] = "pond"
     """Bundled model, model folder of any layout, or a name on the hub."""
 
 

@@ -13,9 +13,21 @@ from tyro.conf import arg
 from carrara.core.config import nearest
 
 T = TypeVar("T")
-Whole = Annotated[int | None, arg(metavar="INT")]
-Number = Annotated[float | None, arg(metavar="NUMBER")]
-Text = Annotated[str | None, arg(metavar="TEXT")]
+
+
+def option(metavar: str | None = None, name: str | None = None, aliases: list[str] | None = None) -> Any:
+    """How an option is called and shown. Help says its default only where there is one: not "None", "False" or ""."""
+    return arg(name=name, metavar=metavar, aliases=aliases, help_behavior_hint=_default)
+
+
+def _default(shown: str) -> str:
+    return "" if shown in ("None", "False", "") else f"(default: {shown})"
+
+
+Whole = Annotated[int | None, option("INT")]
+Number = Annotated[float | None, option("NUMBER")]
+Text = Annotated[str | None, option("TEXT")]
+Flag = Annotated[bool, option()]
 
 
 def parse(kind: type[T], args: list[str], program: str, default: T | None = None) -> T:

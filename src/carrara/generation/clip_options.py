@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
-from carrara.core.options import Number, Text, Whole
+from carrara.core.options import Flag, Number, Text, Whole, option
 
 if TYPE_CHECKING:
     from carrara.generation.run import Model
@@ -31,7 +31,7 @@ class SamplingOptions:
     """How far the noise levels are shifted towards noise."""
     reuse: Number = None
     """Approximate: skip the transformer where its first block changed by less than this share, such as 0.05."""
-    interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    interval: Annotated[tuple[float, float] | None, option(metavar="LOW HIGH")] = None
     """Approximate: noise levels in [0, 1] between which guidance acts, such as 0.2 0.8."""
     lora: Adapters = ()
     """Adapter to put on the model, and how much it counts, by default 1; may be repeated."""
@@ -51,13 +51,13 @@ class ClipOptions(SamplingOptions):
     """Start of the noise; drawn and printed if not given. Several prompts take seed, seed + 1, ..."""
     frames: Whole = None
     """Number of frames, made in one pass: 4k + 1, or 2k + 1 for the bundled model."""
-    size: Annotated[str | None, arg(metavar="WxH")] = None
+    size: Annotated[str | None, option(metavar="WxH")] = None
     """Width and height in pixels, such as 128x96."""
     fps: Number = None
     """Frames per second."""
     model: Text = None
     """Bundled model or model folder; default pond."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace files that exist."""
 
 

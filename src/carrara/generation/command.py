@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from carrara.core.files import check_file
-from carrara.core.options import Number, Text, Whole, parse
+from carrara.core.options import Flag, Number, Text, Whole, option, parse
 from carrara.generation.clip_options import ClipOptions, load_model
 
 if TYPE_CHECKING:
     from carrara.generation.conditions import Conditions
 
-File = Annotated[str | None, arg(metavar="FILE")]
+File = Annotated[str | None, option(metavar="FILE")]
 
 
 @dataclass(frozen=True)
 class Generate(ClipOptions):
     """Make clips from text: one for each prompt; and from pictures and clips, whose modes docs/modes.md explains."""
 
-    prompts: Positional[Annotated[tuple[str, ...], arg(metavar="PROMPT ...")]] = ()
+    prompts: Positional[Annotated[tuple[str, ...], option(metavar="PROMPT ...")]] = ()
     """What to show, one clip each."""
-    output: Annotated[str | None, arg(aliases=["-o"], metavar="FILE|DIR")] = None
+    output: Annotated[str | None, option(aliases=["-o"], metavar="FILE|DIR")] = None
     """File (.mp4, .gif, .webp, .png) or folder; default out/<prompt>.mp4."""
-    source: Annotated[str | None, arg(name="from", metavar="FILE")] = None
+    source: Annotated[str | None, option(name="from", metavar="FILE")] = None
     """Make the clip of this file again, byte for byte on the same machine; or decode saved latents."""
     seconds: Number = None
     """Duration of what is made; more than one pass gives is made in windows."""
@@ -39,19 +39,19 @@ class Generate(ClipOptions):
     """Frames of such a window, a number as for --frames; default the model's own clip."""
     prompt_at: Annotated[UseAppendAction[tuple[tuple[float, str], ...]], arg(metavar="SECONDS TEXT")] = ()
     """From this time on another prompt holds; may be repeated."""
-    images: bool = False
+    images: Flag = False
     """Make one frame, a .png."""
     image: File = None
     """Picture that the clip begins with."""
     last: File = None
     """Picture that the clip ends with."""
-    loop: bool = False
+    loop: Flag = False
     """The end leads back to the beginning."""
     extend: File = None
     """Clip to go on from; it stays as it is."""
-    before: bool = False
+    before: Flag = False
     """With --extend: make what comes before the clip instead."""
-    between: Annotated[tuple[str, str] | None, arg(metavar="FILE FILE")] = None
+    between: Annotated[tuple[str, str] | None, option(metavar="FILE FILE")] = None
     """Two clips to connect; both stay as they are."""
     interpolate: File = None
     """Clip to add frames to; its own stay as they are."""
@@ -71,11 +71,11 @@ class Generate(ClipOptions):
     """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
     guide_weight: Number = None
     """With --known-by guide: how strongly the rest is pulled towards what is known."""
-    offload: bool = False
+    offload: Flag = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
-    compile: bool = False
+    compile: Flag = False
     """Compile the transformer: faster steps after some seconds; for long clips or many prompts."""
-    sheet: bool = False
+    sheet: Flag = False
     """Also write the frames side by side, as a .png beside the clip."""
 
 

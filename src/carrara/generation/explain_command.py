@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from carrara.core.options import Whole, parse
+from carrara.core.options import Whole, option, parse
 from carrara.generation.clip_options import ClipOptions, load_model
 from carrara.generation.command import output_paths, parse_size
 
@@ -28,11 +28,11 @@ class Explain(ClipOptions):
     Writes two pictures and two films for each prompt. Steps, blocks and patches are counted from 1.
     """
 
-    prompts: Positional[Annotated[tuple[str, ...], arg(metavar="PROMPT ...")]] = ()
+    prompts: Positional[Annotated[tuple[str, ...], option(metavar="PROMPT ...")]] = ()
     """What to show, one clip each."""
-    output: Annotated[str, arg(aliases=["-o"], metavar="DIR")] = "out"
+    output: Annotated[str, option(aliases=["-o"], metavar="DIR")] = "out"
     """Folder for <prompt>-emerging.png, .mp4 and <prompt>-attention.png, .mp4."""
-    patch: Annotated[str | None, arg(metavar="F,R,C")] = None
+    patch: Annotated[str | None, option(metavar="F,R,C")] = None
     """Whose attention: latent frame, row and column of a patch; by default the one that stands out most."""
     step: Whole = None
     """At which step of the sampler; by default half way."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from carrara.core.config import choose
-from carrara.core.options import parse
+from carrara.core.options import option, parse
 
 USAGE = """usage: carrara lora COMMAND ...
 
@@ -26,11 +26,11 @@ USAGE = """usage: carrara lora COMMAND ...
 class Merge:
     """Write a model folder whose transformer has adapters in its weights: it needs no --lora, and is as fast."""
 
-    adapters: Positional[Annotated[tuple[str, ...], arg(metavar="ADAPTER[:WEIGHT] ...")]]
+    adapters: Positional[Annotated[tuple[str, ...], option(metavar="ADAPTER[:WEIGHT] ...")]]
     """Folders or .safetensors files, each with how much it counts, by default 1."""
-    output: Annotated[str, arg(aliases=["-o"], metavar="FOLDER")]
+    output: Annotated[str, option(aliases=["-o"], metavar="FOLDER")]
     """Model folder to write."""
-    model: Annotated[str, arg(metavar="MODEL")] = "pond"
+    model: Annotated[str, option(metavar="MODEL")] = "pond"
     """Bundled model or model folder to start from."""
 
 
@@ -38,9 +38,9 @@ class Merge:
 class Convert:
     """Write an adapter under the names that another program knows."""
 
-    adapter: Positional[Annotated[str, arg(metavar="ADAPTER")]]
+    adapter: Positional[Annotated[str, option(metavar="ADAPTER")]]
     """Folder or .safetensors file."""
-    output: Annotated[str, arg(aliases=["-o"], metavar="FOLDER")]
+    output: Annotated[str, option(aliases=["-o"], metavar="FOLDER")]
     """Folder to write."""
     layout: Literal["diffusers", "peft", "wan"] = "diffusers"
     """For load_lora_weights, for PeftModel.from_pretrained, or with the names of Wan's own files."""
@@ -50,7 +50,7 @@ class Convert:
 class Info:
     """What an adapter adapts, and what it says of itself."""
 
-    adapter: Positional[Annotated[str, arg(metavar="ADAPTER")]]
+    adapter: Positional[Annotated[str, option(metavar="ADAPTER")]]
     """Folder or .safetensors file."""
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from carrara.core.config import read_json
-from carrara.core.options import parse
+from carrara.core.options import Flag, option, parse
 from carrara.evaluation.scoreboard import markdown
 from carrara.recipes.scoreboard import BOARD, RECORDED, Opens, Scoreboard
 from carrara.recipes.systems import SYSTEMS, contest, contest_tiny, listing
@@ -21,7 +19,7 @@ from carrara.training.loop import Stopped
 class Systems:
     """The systems in one table at equal compute: as recorded, or trained and measured anew (--run)."""
 
-    run: Annotated[str | None, arg(metavar="DIR")] = None
+    run: Annotated[str | None, option(metavar="DIR")] = None
     """Folder to train and measure in; the same command goes on after a stop."""
     flops: float = 1e15
     """Compute to train each system with, in FLOP."""
@@ -29,11 +27,11 @@ class Systems:
     """Trainings of each system."""
     prompts: int = 60
     """Prompts that each is asked."""
-    rows: Annotated[str, arg(metavar="ROWS")] = ""
+    rows: Annotated[str, option(metavar="ROWS")] = ""
     """Systems, joined by commas; all if none."""
-    pond: Annotated[str | None, arg(metavar="RUN")] = None
+    pond: Annotated[str | None, option(metavar="RUN")] = None
     """Finished run of the recipe pond, whose autoencoder and latents are used; if none they are made."""
-    tiny: bool = False
+    tiny: Flag = False
     """Networks too small to learn anything, to see that it works."""
 
 

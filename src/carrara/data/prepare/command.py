@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from carrara.core.options import parse
+from carrara.core.options import Flag, option, parse
 from carrara.data.prepare.settings import Settings
 
 
@@ -21,15 +21,15 @@ class Prepare:
     files beside them, or without. Run the same command again to go on after an interruption.
     """
 
-    source: Positional[Annotated[str, arg(metavar="SRC")]]
+    source: Positional[Annotated[str, option(metavar="SRC")]]
     """Folder of what there is."""
-    folder: Positional[Annotated[str, arg(metavar="DST")]]
+    folder: Positional[Annotated[str, option(metavar="DST")]]
     """Folder to write: shards, manifest.jsonl, dropped.jsonl and report/index.html."""
     fps: float = Settings.fps
     """Frames per second of the clips."""
-    frames: Annotated[str, arg(metavar="N,...")] = ",".join(map(str, Settings.frames))
+    frames: Annotated[str, option(metavar="N,...")] = ",".join(map(str, Settings.frames))
     """Frames of a clip, 1 + 4k; of several the longest that fits a shot is cut first."""
-    sizes: Annotated[str, arg(metavar="WxH,...")] = ",".join(f"{w}x{h}" for w, h in Settings.sizes)
+    sizes: Annotated[str, option(metavar="WxH,...")] = ",".join(f"{w}x{h}" for w, h in Settings.sizes)
     """Buckets; each video goes to the one that fits its shape best."""
     multiple: int = Settings.multiple
     """What sides must be multiples of; 32 for models with a stride of 16 and patches of 2."""
@@ -49,17 +49,17 @@ class Prepare:
     """Change up to which a clip stands still; 0 keeps stills."""
     duplicate: float = Settings.duplicate
     """Difference up to which two clips are one; 0 keeps duplicates."""
-    no_images: bool = False
+    no_images: Flag = False
     """Leave pictures out."""
-    caption_column: Annotated[str, arg(metavar="NAME")] = ""
+    caption_column: Annotated[str, option(metavar="NAME")] = ""
     """Column with the captions; "caption" or "text" if not given."""
-    licence: Annotated[str, arg(metavar="TEXT")] = ""
+    licence: Annotated[str, option(metavar="TEXT")] = ""
     """Licence of all that has none in a metadata file."""
-    captioner: Annotated[str, arg(metavar="COMMAND")] = ""
+    captioner: Annotated[str, option(metavar="COMMAND")] = ""
     """Command that prints a caption, for clips without one; {clip} is the video, {sheet} a picture of its frames."""
-    caption_model: Annotated[str, arg(metavar="DIR")] = ""
+    caption_model: Annotated[str, option(metavar="DIR")] = ""
     """Folder of a transformers image-to-text model that captions them instead."""
-    caption_prompt: Annotated[str, arg(metavar="TEXT")] = Settings.caption_prompt
+    caption_prompt: Annotated[str, option(metavar="TEXT")] = Settings.caption_prompt
     """What a caption model that takes instructions is asked."""
     shard_mb: int = Settings.shard_bytes >> 20
     """Megabytes of a shard."""
@@ -71,7 +71,7 @@ class Prepare:
     """Seconds without progress, after which a file is given up."""
     workers: int = 0
     """Processes; as many as there are cores if 0."""
-    ray: Annotated[str, arg(metavar="ADDRESS")] = ""
+    ray: Annotated[str, option(metavar="ADDRESS")] = ""
     """Ray cluster that does the work instead (`local` starts one here); both folders must be the same everywhere."""
 
 
@@ -79,9 +79,9 @@ class Prepare:
 class Inspect:
     """What a prepared folder holds, and whether it is whole."""
 
-    folder: Positional[Annotated[str, arg(metavar="DST")]]
+    folder: Positional[Annotated[str, option(metavar="DST")]]
     """Prepared folder."""
-    verify: bool = False
+    verify: Flag = False
     """Read every byte and compare it with what was written."""
 
 
