@@ -82,7 +82,7 @@ def test_bits_do_not_depend_on_what_came_before():
     given: dict[bool, dict[int, Tensor]] = {}
     for first in (True, False):
         torch.compiler.reset()
-        loop = Loop(chains._norm, "rs.", "r..", "r..", "")
+        loop = Loop(chains._norm_formula, "rs.", "r..", "r..", "")
         for x in (small, large) if first else (large, small):
             rows = draw(len(x), 1, 16, seed=5)
             given.setdefault(first, {})[len(x)] = loop(x, rows, rows, torch.tensor(1e-6), LOW)[0]

@@ -134,33 +134,13 @@ def _heads(
     return made, rates
 
 
-def _by_groups(x: Tensor, *modulations: Tensor) -> bool:
-    """Whether these are `b g s d` and `b g 1 d`."""
-    return x.ndim == 4 and all(each.shape == (*x.shape[:2], 1, x.shape[3]) for each in modulations)
-
-
-def _looped_heads(x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float) -> tuple[Tensor, Tensor]:
-    """`_heads` by compiled loops, for bfloat16."""
-    given = (x, *_even_and_odd(weight))
-    if turns is None:
-        made, rate = chains.heads(*given, torch.tensor(eps), heads)
-    else:
-        made, rate = chains.turned_heads(*given, *turns.unbind(-1), torch.tensor(eps), heads)
-    return made.view(x.dtype), rate
-
-
-def _even_and_odd(weight: Tensor) -> tuple[Tensor, Tensor]:
-    return weight[::2], weight[1::2]
-
-
 class _ModulatedNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        if looped(x, shift, scale) and _by_groups(x, shift, scale):
-            rows = (each.flatten(0, 1) for each in (x, shift, scale))
-            made, mean, rate = chains.norm(*rows, torch.tensor(eps), dtype)
+        if looped(x, shift, scale) and chains.by_groups(x, shift, scale):
+            made, mean, rate = chains.norm(x, shift, scale, eps, dtype)
             ctx.save_for_backward(x, shift, scale, mean, rate)
-            return made.view_as(x)
+            return made
         width = x.shape[-1]
         ones, zeros = x.new_ones(width), x.new_zeros(width)  # with them the kernel is twice as fast as without weights
         normed, mean, rate = torch.native_layer_norm(x, (width,), ones, zeros, eps)
@@ -172,10 +152,7 @@ class _ModulatedNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, scale, mean, rate = ctx.saved_tensors
         if looped(gradient, x) and mean.ndim == 3:
-            by_x, by_shift, by_scale = chains.norm_back(
-                gradient.flatten(0, 1), x.flatten(0, 1), scale.flatten(0, 1), mean, rate
-            )
-            return by_x.view_as(x), by_shift.view_as(shift), by_scale.view_as(scale), None, None
+            return *chains.norm_back(gradient, x, scale, mean, rate), None, None
         gradient = gradient.to(x.dtype)
         by_shift = by_scale = None
         if ctx.needs_input_grad[1]:
@@ -192,8 +169,8 @@ class _GatedSum(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, gate: Tensor | None) -> Tensor:
         ctx.save_for_backward(h, gate)
-        if gate is not None and looped(x, h, gate) and _by_groups(x, gate):
-            return chains.gated(*(each.flatten(0, 1) for each in (x, h, gate))).view_as(x)
+        if gate is not None and looped(x, h, gate) and chains.by_groups(x, gate):
+            return chains.gated(x, h, gate)
         made = h.to(x.dtype, copy=True)
         return (made if gate is None else made.mul_(gate)).add_(x)
 
@@ -203,9 +180,8 @@ class _GatedSum(Function):
         h, gate = ctx.saved_tensors
         if gate is None:
             return gradient, gradient.to(h.dtype), None
-        if looped(gradient, h, gate) and _by_groups(h, gate):
-            by_h, by_gate = chains.gated_back(*(each.flatten(0, 1) for each in (gradient, h, gate)))
-            return gradient, by_h.view_as(h), by_gate.view_as(gate)
+        if looped(gradient, h, gate) and chains.by_groups(h, gate):
+            return gradient, *chains.gated_back(gradient, h, gate)
         by_gate = None
         if ctx.needs_input_grad[2]:
             by_gate = h.to(gradient.dtype, copy=True).mul_(gradient).sum_to_size(gate.shape)
@@ -218,7 +194,7 @@ class _NormedHeads(Function):
         ctx: Any, x: Tensor, weight: Tensor, turns: Tensor | None, heads: int, eps: float, dtype: torch.dtype
     ) -> Tensor:
         if x.dtype == dtype == torch.bfloat16 and looped(x, weight, turns) and x.shape[-1] % (2 * heads) == 0:
-            made, rate = _looped_heads(x, weight, turns, heads, eps)
+            made, rate = chains.heads(x, weight, turns, heads, eps)
         else:
             made, rate = _heads(x, weight, turns, heads, eps, dtype)
         ctx.save_for_backward(x, weight, None if turns is None else turns.to(rate.dtype), rate)
@@ -230,13 +206,7 @@ class _NormedHeads(Function):
         x, weight, turns, rate = ctx.saved_tensors
         (b, n, d), kind = x.shape, rate.dtype
         if x.dtype == gradient.dtype == torch.bfloat16 and looped(x, weight, turns):
-            by_x, by_even, by_odd = (
-                chains.heads_back(gradient, x, *_even_and_odd(weight), rate)
-                if turns is None
-                else chains.turned_heads_back(gradient, x, *_even_and_odd(weight), rate, *turns.unbind(-1))
-            )
-            by_weight = torch.stack((by_even, by_odd), dim=-1).flatten()
-            return by_x.flatten(2).view(x.dtype), by_weight, None, None, None, None
+            return *chains.heads_back(gradient, x, weight, turns, rate), None, None, None, None
         turned = None if turns is None else torch.view_as_complex(turns).conj().resolve_conj()[..., None, :]
         by_x, by_weight = torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_zeros(d)
         for rows in pieces(n, b * d, ROWS):
