@@ -12,6 +12,7 @@ from carrara.nn import chains, fused, products
 from carrara.nn.compiling import has_compiler
 from carrara.nn.loops import Loop, compiled_loops, looped
 from carrara.nn.positions import grid_positions, rotations
+from carrara.training.process import thread_count
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 LOW = torch.bfloat16
@@ -88,6 +89,18 @@ def test_bits_do_not_depend_on_what_came_before():
             given.setdefault(first, {})[len(x)] = loop(x, rows, rows, torch.tensor(1e-6), LOW)[0]
         assert len(loop.made) == 1  # one loop for both sizes
     assert all(torch.equal(given[True][rows], given[False][rows]) for rows in (2, 33))
+
+
+@needs_compiler
+def test_a_loop_is_made_for_one_number_of_threads():
+    loop, x = Loop(chains._gelu_formula, "r."), draw(9, 16)
+    with thread_count(1):
+        first = loop(x)[0]
+        assert loop.threads == 1
+    with thread_count(2):
+        assert torch.equal(loop(x)[0], first)
+        assert loop.threads == 2
+    assert torch.allclose(first, torch.nn.functional.gelu(x, approximate="tanh"), atol=1e-6)
 
 
 @needs_compiler

@@ -51,7 +51,7 @@ def gated_back(gradient: Tensor, h: Tensor, gate: Tensor) -> tuple[Tensor, Tenso
 
 def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     """GELU in its tanh form, and its derivative."""
-    made, slope = _gelu(x.flatten())
+    made, slope = _gelu(x.flatten(0, -2))
     return made.view_as(x), slope.view_as(x)
 
 
@@ -187,7 +187,7 @@ _norm = Loop(_norm_formula, "rs.", "r..", "r..", "")
 _norm_back = Loop(_norm_back_formula, "rs.", "rs.", "r..", "rs.", "rs.")
 _gated = Loop(_gated_formula, "rs.", "rs.", "r..")
 _gated_back = Loop(_gated_back_formula, "rs.", "rs.", "r..")
-_gelu = Loop(_gelu_formula, "r")
+_gelu = Loop(_gelu_formula, "r.")
 _heads = Loop(_heads_formula, "rs.", ".", ".", "")
 _heads_back = Loop(_heads_back_formula, "r.s.", "rs.", ".", ".", "rs.")
 _turned_heads = Loop(_turned_heads_formula, "rs.", ".", ".", "rs.", "rs.", "")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from carrara.nn.compiling import allow_many_graphs, check_compiler
 
-_EXAMPLE = {"r": 12, "s": 10}
-"""The sizes of an example's free axes: not 0 and 1, which torch compiles for alone, nor equal."""
+_EXAMPLE = {"r": 96, "s": 40}
+"""The sizes of an example's free axes: not 0 and 1, which torch compiles for alone, and enough for several threads."""
 
 _on = False
 
@@ -57,20 +57,30 @@ class Loop:
     def __init__(self, formula: Callable[..., Any], *axes: str) -> None:
         self.formula, self.axes = formula, axes
         self.run: Callable[..., Any] | None = None
+        self.threads = 0
         self.made: set[tuple[object, ...]] = set()
 
     def __call__(self, *given: Any) -> Any:
         tensors, constants = [each.contiguous() for each in given[: len(self.axes)]], given[len(self.axes) :]
         sizes = [(each.dtype, *_sizes(each, axes)) for each, axes in zip(tensors, self.axes, strict=True)]
-        key = (*sizes, *constants, torch.get_num_threads())
+        key = (*sizes, *constants)
         with torch.autocast("cpu", enabled=False), torch.no_grad():
-            if self.run is None:
-                allow_many_graphs()
-                self.run = torch.compile(self.formula, fullgraph=True, dynamic=False)
+            if self.run is None or self.threads != torch.get_num_threads():
+                self.run = self._begun()
             if key not in self.made:
                 self.run(*(_example(each, axes) for each, axes in zip(tensors, self.axes, strict=True)), *constants)
                 self.made.add(key)
             return self.run(*tensors, *constants)
+
+    def _begun(self) -> Callable[..., Any]:
+        """Nothing compiled yet: a loop is made for one number of threads."""
+        from torch._dynamo.eval_frame import remove_from_cache
+
+        allow_many_graphs()
+        remove_from_cache(self.formula)
+        self.threads = torch.get_num_threads()
+        self.made.clear()
+        return torch.compile(self.formula, fullgraph=True, dynamic=False)
 
 
 def _sizes(tensor: Tensor, axes: str) -> tuple[int, ...]:
