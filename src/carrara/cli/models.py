@@ -34,7 +34,7 @@ def info(args: list[str]) -> int:
         found = recognise(folder)
         if found.foreign:
             return explain_foreign(options.model, found)
-    system = load(options.model).system
+    system = load(options.model, device="cpu").system
     defaults, stride = system.defaults, system.stride
     parts = {"denoiser": system.denoiser, "autoencoder": system.autoencoder, "text encoder": system.text_encoder}
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}

@@ -211,7 +211,7 @@ class DiT(nn.Module):
         states, lengths = text.states, text.lengths.to(text.states.device)[:, None]
         # At inference, where one look at the lengths is nothing: of prompts that fill their rows only the pads' key has
         # a bias, and without pads there is no such key (one more than 512 also makes products slow).
-        filled = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool((lengths == n).all())
+        filled = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool((text.lengths == n).all())
         if not filled or n < text.padded_length:
             states = torch.cat((states, states.new_zeros(b, 1, width)), dim=1)
         read = self.text(states.to(compute_dtype(self.text.rise.weight)))

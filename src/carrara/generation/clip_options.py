@@ -61,11 +61,13 @@ class ClipOptions(SamplingOptions):
     """Replace files that exist."""
 
 
-def load_model(name: str | None, loras: Sequence[str], offload: bool = False, compile: bool = False) -> Model:
+def load_model(
+    name: str | None, loras: Sequence[str], offload: bool = False, compile: bool = False, device: str = "cpu"
+) -> Model:
     """The model of this name, pond if none, with its adapters; says where one was trained on another model."""
     from carrara.generation.run import load
 
-    model = load(name or "pond", offload, loras, compile)
+    model = load(name or "pond", offload, loras, compile, device)
     if loras:
         from carrara.generation.adapters import other_base
 

@@ -71,6 +71,8 @@ class Generate(ClipOptions):
     """How what is known is kept: hold, or, for a model not trained for it, replace or guide."""
     guide_weight: Number = None
     """With --known-by guide: how strongly the rest is pulled towards what is known."""
+    device: Text = None
+    """Where to compute: cpu, cuda, or auto, a GPU where torch sees one; default auto."""
     offload: Flag = False
     """Hold only the blocks of the transformer that are in use, for a model larger than memory."""
     compile: Flag = False
@@ -111,7 +113,7 @@ def _make(options: Generate) -> int:
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
     values |= options.sampling()
-    model = load_model(options.model, options.lora, options.offload, options.compile)
+    model = load_model(options.model, options.lora, options.offload, options.compile, options.device or "auto")
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -145,7 +147,7 @@ def names_of(prompts: Sequence[str], conditions: Conditions) -> list[str]:
 
 
 def _remake(options: Generate) -> int:
-    allowed = {"source", "output", "model", "lora", "offload", "compile", "sheet", "overwrite"}
+    allowed = {"source", "output", "model", "lora", "device", "offload", "compile", "sheet", "overwrite"}
     given = [f.name for f in fields(options) if f.name not in allowed and getattr(options, f.name) != f.default]
     if given:
         shown = "the prompt" if given[0] == "prompts" else f"--{given[0].replace('_', '-')}"
@@ -167,7 +169,8 @@ def _remake(options: Generate) -> int:
     check_outputs(path, options)
     loras = options.lora or tuple(f"{path}:{weight!r}" for path, weight, _ in manifest.loras)
     compiled = options.compile or (manifest.software.compiled and has_compiler())
-    model = load(options.model or manifest.model, options.offload, loras, compiled)
+    there = "cuda" if manifest.software.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    model = load(options.model or manifest.model, options.offload, loras, compiled, options.device or there)
     model.check_fingerprint(manifest, source)
     plan = replace(model.plan(Request.from_manifest(manifest)), model=manifest.model)
     torch.set_num_threads(manifest.software.threads)

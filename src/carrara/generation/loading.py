@@ -20,20 +20,25 @@ _SHARE = 0.9  # of the free memory that weights may take
 
 
 def check_room(
-    folder: Path, dtype: torch.dtype | None = None, available: int | None = None, offload: bool = False
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    available: int | None = None,
+    offload: bool = False,
+    device: str = "cpu",
 ) -> None:
-    """Refuse a model whose weights would not fit into memory, before any is read. What stays mapped takes no room.
+    """Refuse a model whose weights would not fit into memory, before any is read. What stays mapped takes no room on
+    the CPU; a GPU holds all of it.
 
     offload: of the transformers three blocks count.
     """
     if not is_latent(folder):
         return
     found = recognise(folder)
-    need = _room(found, dtype, offload)
-    free = available_memory() if available is None else available
+    need = _room(found, dtype, offload, device)
+    free = available_memory(device) if available is None else available
     if need > _SHARE * free:
         advice = "free some, or run a smaller model"
-        if not offload and _room(found, dtype, True) <= _SHARE * free:
+        if not offload and _room(found, dtype, True, device) <= _SHARE * free:
             advice = "with --offload it runs, its blocks one at a time"
         raise ValueError(
             f"{folder}: its weights take {need / 2**30:.1f} GiB of memory in the precision that they run in, "
@@ -41,9 +46,12 @@ def check_room(
         )
 
 
-def _room(found: ModelFolder, dtype: torch.dtype | None, offload: bool) -> int:
-    """Bytes of weights beside mapped files at the worst moment."""
-    taken = {part: network.converted(found.dtype(part, dtype)) for part, network in found.networks.items()}
+def _room(found: ModelFolder, dtype: torch.dtype | None, offload: bool, device: str) -> int:
+    """Bytes of weights at the worst moment, on the CPU beside mapped files."""
+    taken = {
+        part: (network.converted if device == "cpu" else network.kept)(found.dtype(part, dtype))
+        for part, network in found.networks.items()
+    }
     if offload:
         for part in taken.keys() & {"transformer", "transformer_2"}:
             denoiser: Any = found.networks[part].empty()[0]

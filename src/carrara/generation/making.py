@@ -33,10 +33,13 @@ class GenerationError(RuntimeError):
 
 
 class Remembered:
-    """The frames of a timeline that are known so far: all that were given, and the last ones that were made."""
+    """The frames of a timeline that are known so far: all that were given, and the last ones that were made.
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
+    step: frames of a latent frame.
+    """
+
+    def __init__(self, timeline: Timeline, step: int) -> None:
+        self.timeline, self.step = timeline, step
         self.made: dict[int, Tensor] = {}
 
     def frame(self, index: int) -> Tensor | None:
@@ -57,7 +60,7 @@ class Remembered:
             low, high = window.start, window.start + timeline.longest
         else:
             low, high = window.stop - timeline.longest, window.stop
-        first = context_of(timeline.longest, 4) if timeline.loop else 0
+        first = context_of(timeline.longest, self.step) if timeline.loop else 0
         self.made = {i: frame.clone() for i, frame in self.made.items() if low <= i < high or 0 <= i < first}
 
 
@@ -96,7 +99,7 @@ class _Making:
     ) -> None:
         self.system, self.timeline, self.latents_of, self.progress = system, timeline, latents_of, progress
         self.folder = folder
-        self.remembered = Remembered(timeline)
+        self.remembered = Remembered(timeline, system.stride.time)
         self.watch = _Watch(system, timeline)
         self.state: State | None = None
 

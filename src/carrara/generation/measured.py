@@ -45,7 +45,7 @@ class MeasuredClips:
     @classmethod
     def open(cls, folder: Path, shape: VideoShape, fps: float, alone: bool = False) -> MeasuredClips:
         """Load a model folder. Raises ValueError where its clips cannot be brought to the shape and the rate."""
-        model = load(str(folder))
+        model = load(str(folder), device="cpu")
         made = model.system.defaults
         factors = {made.height / shape.height, made.width / shape.width}
         if len(factors) > 1 or not min(factors).is_integer() or made.fps != fps:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from carrara.core.types import LatentShape, VideoShape
@@ -64,8 +65,11 @@ def give_back() -> None:
         trim(0)
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its container's where that is less."""
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that this process may still take: of a GPU what is free there, else the machine's, or its container's where
+    that is less."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     limits = [value for value in (_machine(), _cgroup()) if value is not None]
     return min(limits) if limits else 1 << 62
 
@@ -115,7 +119,7 @@ def _mapped_files() -> list[tuple[int, int]]:
 
 def check_memory(system: LatentVideo, shape: VideoShape, available: int | None = None) -> None:
     """Refuse a clip that would not fit, and say what would."""
-    available = available_memory() if available is None else available
+    available = available_memory(system.device) if available is None else available
     need = peak_memory(system, shape)
     if need > available * _SHARE:
         fitting = largest_that_fits(system, shape, available)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from carrara.core.devices import chosen_device
 from carrara.core.media import check_format, check_output, write_video
 from carrara.core.progress import progress_bar
 from carrara.generation.adapters import Loras, put_on, read_loras
@@ -249,22 +250,30 @@ def _remove(files: list[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def load(model: str | Path = "pond", offload: bool = False, loras: Sequence[str] = (), compile: bool = False) -> Model:
+def load(
+    model: str | Path = "pond",
+    offload: bool = False,
+    loras: Sequence[str] = (),
+    compile: bool = False,
+    device: str = "auto",
+) -> Model:
     """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
     A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too;
     loras: adapters to put on it, each FOLDER or FOLDER:WEIGHT; compile: its transformers run through `torch.compile`,
-    which costs seconds at the first step of every shape and is the same to rounding.
+    which costs seconds at the first step of every shape and is the same to rounding; device: "cpu", "cuda", or "auto",
+    a GPU where torch sees one.
     Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, for a model that does not
-    fit into memory, for an adapter that does not fit the model, and where nothing can be compiled.
+    fit into memory, for an adapter that does not fit the model, and where nothing can be compiled or no GPU is.
     """
     if compile:
         check_compiler()
+    device = chosen_device(device)
     folder = find_model(model)
     adapters = read_loras(loras)
     try:
-        check_room(folder, offload=offload)
-        system = load_system(folder, offload)
+        check_room(folder, offload=offload, device=device)
+        system = load_system(folder, offload, device)
         made = Model(str(model), system, put_on(system, adapters))
         if compile:
             compile_networks(system)

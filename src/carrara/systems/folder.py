@@ -54,10 +54,14 @@ def read_folder(
 
 
 def assemble(
-    found: ModelFolder, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False
+    found: ModelFolder,
+    dtype: torch.dtype | None = None,
+    staged: bool = False,
+    offload: bool = False,
+    device: str = "cpu",
 ) -> LatentVideo:
-    """The system that a recognised folder holds."""
-    parts = found.parts(dtype, staged, offload)
+    """The system that a recognised folder holds, on a device."""
+    parts = found.parts(dtype, staged, offload, device)
     return LatentVideo(
         parts.autoencoder,
         parts.denoiser,
@@ -68,7 +72,7 @@ def assemble(
         low_denoiser=parts.low_denoiser,
         boundary=parts.kind.boundary or 0.0,
         image_tower=parts.image_tower,
-    )
+    ).to(device)
 
 
 def recognise(folder: Path) -> ModelFolder:

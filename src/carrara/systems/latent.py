@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from einops import reduce, repeat
@@ -196,6 +197,14 @@ class LatentVideo:
     @property
     def stride(self) -> Stride:
         return self.autoencoder.stride
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every network there. Offloaded blocks compute where they were loaded for; a staged text encoder follows
+        when it is loaded."""
+        for network in (self.denoiser, self.low_denoiser, self.autoencoder, self.text_encoder, self.image_tower):
+            if network is not None:
+                network.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,22 +173,25 @@ class ModelFolder:
         """Of one network's files, in the same way."""
         return _fingerprint(self.networks[part].files())
 
-    def load_offloaded(self, part: str, dtype: torch.dtype | None = None) -> DiT:
+    def load_offloaded(self, part: str, dtype: torch.dtype | None = None, device: str = "cpu") -> DiT:
         """A transformer whose blocks stay in their files, see `systems/offload.py`."""
-        return load_offloaded(self.networks[part], self.dtype(part, dtype))
+        return load_offloaded(self.networks[part], self.dtype(part, dtype), device)
 
     def load_staged(self, dtype: torch.dtype | None = None) -> StagedTextEncoder:
         """The text encoder, which is loaded when a prompt is to be read."""
         outline: Any = self.networks["text_encoder"].empty()[0]
         return StagedTextEncoder(lambda: self.load("text_encoder", dtype), outline.config)
 
-    def parts(self, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False) -> Parts:
+    def parts(
+        self, dtype: torch.dtype | None = None, staged: bool = False, offload: bool = False, device: str = "cpu"
+    ) -> Parts:
         """Load everything. Raises ValueError, before the first network is filled, for what is missing or foreign.
 
-        staged: the text encoder only while prompts are read; offload: of a transformer the blocks in use only.
+        staged: the text encoder only while prompts are read; offload: of a transformer the blocks in use only, which
+        compute on `device`; all else is on the CPU yet.
         """
         self.check()
-        load = self.load_offloaded if offload else self.load
+        load = partial(self.load_offloaded, device=device) if offload else self.load
         autoencoder: VideoAutoencoder = self.load("vae", dtype)
         denoiser: DiT = load("transformer", dtype)
         low: DiT | None = load("transformer_2", dtype) if "transformer_2" in self.networks else None

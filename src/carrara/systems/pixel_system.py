@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,12 @@ class PixelSystem:
         """Refuse sides that are no multiples of the step."""
         for name, side, step in zip(("height", "width"), (shape.height, shape.width), self.patch[1:]):
             check_multiple(name, side, step)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every network there."""
+        for network in (self.denoiser, self.text_encoder, *self.others.values()):
+            network.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:

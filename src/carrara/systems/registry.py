@@ -29,8 +29,8 @@ READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm, "CarraraMake
 """By class name; every other folder is for `LatentVideo`, which says what it cannot run."""
 
 
-def load_system(folder: Path, offload: bool = False) -> Any:
-    """The `System` of a model folder; offload: see `LatentVideo.load`, others have no such way.
+def load_system(folder: Path, offload: bool = False, device: str = "cpu") -> Any:
+    """The `System` of a model folder, on a device; offload: see `LatentVideo.load`, others have no such way.
 
     Raises ValueError, one line, for one that is foreign or damaged.
     """
@@ -40,8 +40,8 @@ def load_system(folder: Path, offload: bool = False) -> Any:
     if isinstance(name, str) and name in READERS:
         if offload:
             raise ValueError(f"{folder}: models of this kind are not offloaded; leave out --offload")
-        return READERS[name](folder)
+        return READERS[name](folder).to(device)
     from carrara.systems.folder import assemble, recognise
 
     found = recognise(folder)
-    return assemble(found, staged=found.foreign, offload=offload)
+    return assemble(found, staged=found.foreign, offload=offload, device=device)

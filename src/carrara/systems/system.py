@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from carrara.core.types import Keyframes, Stride, VideoShape
 
@@ -51,6 +51,8 @@ class System(Protocol):
 
     @property
     def latent_channels(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
 
     @property
     def device(self) -> torch.device: ...
