@@ -201,5 +201,5 @@ def scores(net: MotionNet, video: Tensor, labels: Labels, orders: Sequence[Tenso
 
 
 def motion_features() -> MotionRecipe:
-    """The feature network of the pond-motion distances (evaluation), 12 minutes on one CPU core."""
+    """The feature network of the pond-motion distances (evaluation), 12 minutes on one free CPU core."""
     return MotionRecipe()

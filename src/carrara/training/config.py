@@ -20,7 +20,7 @@ FREE = frozenset(
 
 @dataclass(frozen=True)
 class Parallel:
-    """How a run is spread over the processes that torchrun or Slurm have started; none of it changes what is learned.
+    """How a run is spread over the processes that torchrun has started; none of it changes what is learned.
 
     shard: parts that can be (transformers) are split over all processes: weights, gradients, optimizer state and
     averages (FSDP2); otherwise, and for other parts, every process holds a copy. sequence: so many processes work on

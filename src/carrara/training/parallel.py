@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 8 -m carrara train RECIPE
 
-Every process runs the same program; `join` makes them a `Team` from what torchrun (or Slurm) has put into the
-environment. Not standard: whatever decides a step (the clock, a request to stop, whether a loss is finite) is agreed
-on, so that no process ever waits in a collective that another one does not enter. One process is a team without a
-process group: every method is then the identity.
+Every process runs the same program; `join` makes them a `Team` from what torchrun has put into the environment. Not
+standard: whatever decides a step (the clock, a request to stop, whether a loss is finite) is agreed on, so that no
+process ever waits in a collective that another one does not enter. One process is a team without a process group: every
+method is then the identity.
 """
 
 from __future__ import annotations
