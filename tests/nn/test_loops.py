@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from carrara.nn import chains, fused, products
 from carrara.nn.compiling import has_compiler
@@ -74,6 +75,22 @@ def test_a_loop_gives_what_the_written_out_step_gives(name):
         scale = float(theirs.abs().max())
         assert float((mine.double() - theirs.double()).abs().max()) <= scale * (2**-7 if theirs.dtype == LOW else 2e-6)
         assert mine.is_contiguous()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["norm, a level per frame", "gated sum", "gelu", "turned heads"])
+def test_another_number_of_clips_compiles_nothing_anew(name):
+    step, inputs = STEPS[name]
+
+    def clips(count: int) -> list[Tensor]:
+        return [x if x.ndim == 1 else x.repeat(count, *[1] * (x.ndim - 1)) for x in inputs]
+
+    with compiled_loops():
+        made(step, clips(2))
+        before = counters["stats"]["unique_graphs"]
+        for count in (3, 5, 70):
+            made(step, clips(count))
+        assert counters["stats"]["unique_graphs"] == before
 
 
 @needs_compiler

@@ -61,7 +61,9 @@ class Loop:
         self.made: set[tuple[object, ...]] = set()
 
     def __call__(self, *given: Any) -> Any:
-        tensors, constants = [each.contiguous() for each in given[: len(self.axes)]], given[len(self.axes) :]
+        # Detached, for what requires a gradient would be compiled for anew, with all of its sizes.
+        tensors = [each.detach().contiguous() for each in given[: len(self.axes)]]
+        constants = given[len(self.axes) :]
         sizes = [(each.dtype, *_sizes(each, axes)) for each, axes in zip(tensors, self.axes, strict=True)]
         key = (*sizes, *constants)
         with torch.autocast("cpu", enabled=False), torch.no_grad():
