@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carrara.generation.conditions import Conditions
+from carrara.generation.making import Remembered
 from carrara.generation.material import Material
 from carrara.generation.modes import Length, lay_out
 from carrara.generation.passes import keyframe_indices
@@ -155,3 +156,14 @@ def test_a_window_without_room_for_both_sides_is_refused():
     length = Length(None, 4.0, 1.0, 5, 5, 1.0)
     with pytest.raises(ValueError, match="window=5: too short to arrive at what is ahead; take at least 9"):
         lay_out(Conditions(between=("a", "b")), length, Material(clip=clip_of(5), second=clip_of(5)))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_loop_remembers_as_many_first_frames_as_its_seam_is_told(step):
+    window = Window(80, 25)
+    remembered = Remembered(Timeline(200, 0, 200, (window,), loop=True), step)
+    remembered.add(0, torch.arange(105).view(-1, 1, 1, 1).expand(-1, 2, 2, 3).to(torch.uint8))
+    remembered.forget(window)
+    kept = [index for index in range(200) if remembered.frame(index) is not None]
+    assert kept == [*range(context_of(25, step)), *range(80, 105)]
+    assert remembered.frame(203)[0, 0, 0] == 3
