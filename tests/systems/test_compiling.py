@@ -106,6 +106,13 @@ def test_without_a_compiler_one_line_says_what_to_do(tiny_folder, tmp_path, monk
     assert not out.exists()
 
 
+def test_without_a_compiler_no_stage_is_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run(["train", "pond-tiny", "-o", str(tmp_path / "run"), "--denoiser.train.compile"]) == 2
+    assert "no C++ compiler 'no-such-compiler' here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_blocks_that_come_and_go_are_not_compiled(tiny_folder):
     with pytest.raises(ValueError, match="leave out compile or offload"):
         load(tiny_folder, offload=True, compile=True)

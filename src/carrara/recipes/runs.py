@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from carrara.core.config import read_json, to_dict
 from carrara.core.files import check_folder
+from carrara.systems.compiling import check_compiler
 from carrara.systems.make_a_video import STAGES
 from carrara.training.config import TrainConfig, check_same
 
@@ -70,11 +71,22 @@ class Recipe(ABC):
                     f"{folder}: holds a run of {kind}, and {self.kind} was asked for; "
                     "give another folder (-o), or move this one away"
                 )
+        if any(config.compile for config in _trainings(self)):
+            check_compiler()
         return self._run(folder)
 
     @abstractmethod
     def _run(self, folder: Path) -> Path:
         """Train below a folder that is this recipe's."""
+
+
+def _trainings(settings: Any) -> Iterator[TrainConfig]:
+    """Of a recipe, or of a stage in it, how everything in it is trained."""
+    if isinstance(settings, TrainConfig):
+        yield settings
+    elif is_dataclass(settings):
+        for field in fields(settings):
+            yield from _trainings(getattr(settings, field.name))
 
 
 def check_finished(folder: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:
