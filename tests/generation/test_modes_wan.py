@@ -46,6 +46,18 @@ def test_a_picture_is_given_as_the_model_was_trained(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_low_noise_expert_has_a_guidance_of_its_own():
+    model = model_of("i2v-a14b")
+
+    def made(**guidance: float) -> torch.Tensor:
+        request = Request(PROMPT, seed=3, steps=4, conditions=Conditions(image=picture(1)), **guidance)
+        return torch.cat(list(model.frames(model.plan(request), progress=False)))
+
+    assert torch.equal(made(guidance=4.0), made(guidance=4.0, low_guidance=4.0))
+    assert not torch.equal(made(guidance=4.0), made(guidance=4.0, low_guidance=1.0))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_long_clips_go_on_from_the_last_frame():
     model = model_of("i2v")
     plan = model.plan(Request(PROMPT, seed=3, seconds=3.0, conditions=Conditions(image=picture(1))))

@@ -66,6 +66,7 @@ def test_what_is_said_is_taken(tiny_system):
         ({"grid": "flaw"}, "unknown grid 'flaw'; did you mean flow"),
         ({"interval": (0.9, 0.1)}, "interval"),
         ({"rescale": 2}, "rescale=2"),
+        ({"low_guidance": 3}, "low_guidance=3: .*this model has one network for all noise; use guidance"),
         ({"size": (160_000, 160_000)}, "GiB of memory.*what fits: "),
     ],
 )

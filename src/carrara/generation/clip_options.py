@@ -25,6 +25,8 @@ class SamplingOptions:
     """Sampling steps."""
     guidance: Number = None
     """How strongly the prompt is followed; 1 is off."""
+    low_guidance: Number = None
+    """The same of the low-noise expert, of models that have two; guidance is then the high-noise one's."""
     sampler: Text = None
     """Solver, such as unipc, euler, ddim."""
     shift: Number = None
@@ -38,7 +40,8 @@ class SamplingOptions:
 
     def sampling(self) -> dict[str, Any]:
         """What a `Request` takes of it."""
-        return {name: getattr(self, name) for name in ("steps", "guidance", "sampler", "shift", "reuse", "interval")}
+        names = ("steps", "guidance", "low_guidance", "sampler", "shift", "reuse", "interval")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

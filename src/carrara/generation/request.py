@@ -148,7 +148,7 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     if request.fps is not None:
         _check_number("fps", request.fps, 1, 120)
     shape = _shape(request, system)
-    sampling = _sampling(request, defaults.sampling)
+    sampling = _sampling(request, system)
     if not request.prompt and not negative and not request.prompt_at and request.guidance is None:
         sampling = replace(sampling, guidance=1.0)  # it would compare the null caption with itself
 
@@ -304,13 +304,18 @@ def _shape(request: Request, system: LatentVideo) -> VideoShape:
     return VideoShape(frames, height, width)
 
 
-def _sampling(request: Request, default: Sampling) -> Sampling:
+def _sampling(request: Request, system: LatentVideo) -> Sampling:
     named = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-    sampling = replace(default, **named)
+    sampling = replace(system.defaults.sampling, **named)
     _check_number("steps", sampling.steps, 1, 1000, whole=True)
     _check_number("guidance", sampling.guidance, 0, 100)
     if sampling.low_guidance is not None:
         _check_number("low_guidance", sampling.low_guidance, 0, 100)
+        if getattr(system, "low_denoiser", None) is None:  # systems of pixels have no such part
+            raise ValueError(
+                f"low_guidance={sampling.low_guidance:g}: is of the second of two experts, and this model has one "
+                "network for all noise; use guidance"
+            )
     _check_number("shift", sampling.shift, 0.01, 100)
     _check_number("rescale", sampling.rescale, 0, 1)
     choose("sampler", str(sampling.sampler), SAMPLERS)

@@ -64,21 +64,22 @@ class Model:
         shift: float | None = None,
         reuse: float | None = None,
         interval: tuple[float, float] | None = None,
+        low_guidance: float | None = None,
         progress: bool | None = None,
     ) -> Clip:
         """Make a clip; what is not said is the model's default, and a seed that is not given is drawn and recorded.
 
         conditions: pictures and clips that it is made from; frames: all in one pass; seconds: any number, in windows of
         `window` frames; prompt_at: (seconds, prompt) from which on another prompt holds; size is (width, height);
-        reuse, interval: see `systems.latent.Sampling`; progress is shown on a terminal if None. A Request goes alone
-        and says everything.
+        reuse, interval, low_guidance: see `systems.latent.Sampling`; progress is shown on a terminal if None. A Request
+        goes alone and says everything.
         Raises ValueError before any computing, GenerationError if the model's output cannot be shown.
         """
         request = prompt
         if not isinstance(request, Request):
             request = Request(
                 request, negative, seed, frames, size, fps, steps, guidance, sampler, shift,
-                reuse=reuse, interval=interval, model=self.name,
+                reuse=reuse, interval=interval, low_guidance=low_guidance, model=self.name,
                 conditions=conditions or Conditions(), seconds=seconds, window=window, prompt_at=prompt_at,
             )  # fmt: skip
         plan = self.plan(request)
