@@ -126,6 +126,8 @@ def test_runs_on_the_pond_record_what_they_always_did():
     assert not of_folders & set(make_a_video._kept("image"))
     for recipe in (vdm, make_a_video):
         assert not of_folders & set(_deciding(recipe))  # of a scoreboard
+    latent = _deciding(RECIPES["pond-tiny"]())
+    assert not {"buckets", "favoured"} & set(latent["denoiser"])  # which came later, and are not asked for
     with pytest.raises(ValueError, match=r"vdm\.data='mine': systems are compared on the same world, the pond"):
         replace(contest_tiny(), vdm=tiny_vdm("mine"))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -274,15 +274,21 @@ class PondRecipe(Recipe):
         denoiser.init_weights(self.seed)
         return LatentVideo(read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer)
 
-    def _settings(self, stage: str) -> dict[str, object]:
+    def recorded(self) -> dict[str, Any]:
+        """All settings as they are written down: without those that ask for nothing and came later, so that runs from
+        before go on."""
         whole = to_dict(self)
-        whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
-        whole["autoencoder"].pop("images")  # as the length of any stage
-        whole["denoiser"].pop("flops")  # which this is too
-        if not self.denoiser.buckets.shapes:  # runs from before there were any go on
+        if not self.denoiser.buckets.shapes:
             whole["denoiser"].pop("buckets")
         if not self.denoiser.favoured.attributes:
             whole["denoiser"].pop("favoured")
+        return whole
+
+    def _settings(self, stage: str) -> dict[str, object]:
+        whole = self.recorded()
+        whole[stage].pop("train")  # the loop keeps its own, and knows which of them may change
+        whole["autoencoder"].pop("images")  # as the length of any stage
+        whole["denoiser"].pop("flops")  # which this is too
         begun = {"start": self.found().fingerprint()} if self.start else {}
         return {**{key: whole[key] for key in (stage, "width", "height", "frames", "fps", "seed")}, **begun}
 

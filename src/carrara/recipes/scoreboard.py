@@ -204,7 +204,7 @@ class Scoreboard:
 
 def _deciding(recipe: Any) -> dict[str, Any]:
     """A recipe's settings without where it runs and what it reads: all rows learn the same world."""
-    whole = without_folder(to_dict(recipe))
+    whole = without_folder(recipe.recorded() if isinstance(recipe, PondRecipe) else to_dict(recipe))
     whole.pop("device")
     return whole
 
