@@ -200,7 +200,7 @@ def test_the_command_writes_what_it_says(tiny_folder, tmp_path, monkeypatch, cap
     assert run([*args, "--size", "48x32", "--patch", "3,1,2", "--step", "1", "--block", "2"]) == 0
     said = capsys.readouterr()
     assert "never seen 'dragon'" in said.err
-    assert "own frames are 32x16; 48x32 is more than twice that" in said.err
+    assert "own frames are 32x16; 48x32 is more than 2.5 times that" in said.err
     names = [f"x/{stem}-{kind}" for stem in ("a-red-dragon", "a-red-ball") for kind in KINDS]
     lines = said.out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("x/")] == names

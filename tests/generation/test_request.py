@@ -96,8 +96,8 @@ def test_unknown_words_are_told_with_what_is_known(tiny_system):
         ((16, 16), None),  # half
         ((64, 16), None),  # twice, in another aspect
         ((16, 64), None),
-        ((16, 8), "16x8 is less than half"),
-        ((48, 32), "48x32 is more than twice"),
+        ((16, 8), "16x8 is less than 0.4 times"),
+        ((48, 32), "48x32 is more than 2.5 times"),
     ],
 )
 def test_sizes_far_from_the_models_own_are_told_with_its_own(tiny_system, size, far):

@@ -25,6 +25,8 @@ from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.wan_image import check_images
 
 MAX_SEED = 2**63 - 1
+FAR = 2.5
+"""Times the usual area, or one over it. Released models are made for 832 x 480 and for 1280 x 720, 2.3 times that."""
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
@@ -253,12 +255,12 @@ def unknown_words(prompt: str, system: LatentVideo) -> str | None:
 
 
 def unusual_size(shape: VideoShape, system: LatentVideo) -> str | None:
-    """One line about frames of more than twice, or less than half, the area of the model's own; None for all others."""
+    """One line about frames whose area is far from that of the model's own; None for all others."""
     own, area = system.defaults, shape.width * shape.height
     usual = own.width * own.height
-    if usual <= 2 * area <= 4 * usual:
+    if usual / FAR <= area <= FAR * usual:
         return None
-    far = "more than twice" if area > usual else "less than half"
+    far = f"more than {FAR:g} times" if area > usual else f"less than {1 / FAR:g} times"
     asked = f"{shape.width}x{shape.height} is {far} that, and may look bad"
     return f"this model's own frames are {own.width}x{own.height}; {asked}"
 
