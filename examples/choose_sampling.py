@@ -5,6 +5,9 @@ python examples/choose_sampling.py runs/pond/denoiser/model -o runs/sampling --s
 makes a clip of every prompt with every combination, reads the written files, and prints a table: how many clips show
 each attribute that was asked for, and everything, with networks evaluated per clip. Prompts are of seed 1000. What has
 been measured is kept in the folder, so that more settings can be added.
+
+At which noise level is what decided? `--truth-at 0.5 0.7 0.9` begins at these levels from the true clip of the prompt,
+noised so far, instead of from noise alone (1): an attribute that survives from a level on is decided above it.
 """
 
 from __future__ import annotations
@@ -24,26 +27,33 @@ from carrara.core.config import write_json
 from carrara.core.media import write_video
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
+from carrara.data.pond.render import render
 from carrara.diffusion.samplers import SAMPLERS, evaluations
 from carrara.evaluation.adherence.verdicts import ATTRIBUTES, adherence
 from carrara.evaluation.prompts import Prompt, draw_prompts
 from carrara.evaluation.statistics import Share
-from carrara.systems.latent import LatentVideo, Sampling
-from carrara.systems.phases import to_bytes
+from carrara.systems.latent import LatentVideo, Sampling, Start
+from carrara.systems.phases import to_bytes, to_unit
 
 VALIDATION_SEED, BATCH = 1000, 4
 ROWS = (*ATTRIBUTES, "all")
 
 
-def measure(system: LatentVideo, prompts: Sequence[Prompt], sampling: Sampling) -> list[dict[str, bool]]:
-    """The verdicts on a clip of each prompt."""
+def measure(
+    system: LatentVideo, prompts: Sequence[Prompt], sampling: Sampling, level: float = 1.0
+) -> list[dict[str, bool]]:
+    """The verdicts on a clip of each prompt, begun from the truth at a noise level; 1 is from noise alone."""
     defaults, verdicts = system.defaults, []
     shape = VideoShape(defaults.frames, defaults.height, defaults.width)
     with tempfile.TemporaryDirectory() as home, torch.no_grad():
         path = Path(home) / "clip.mp4"
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH]
-            latents = system.sample([p.text for p in part], [p.seed for p in part], shape, sampling)
+            begun = None
+            if level < 1:
+                truth = to_unit(render([p.scene for p in part], shape, defaults.fps).video)
+                begun = Start(system.autoencoder.encode(truth), level)
+            latents = system.sample([p.text for p in part], [p.seed for p in part], shape, sampling, start=begun)
             for prompt, frames in zip(part, to_bytes(system.autoencoder.decode(latents))):
                 write_video(path, frames, defaults.fps, overwrite=True)
                 verdicts.append(dict(adherence(path, prompt.asked)[0]))
@@ -69,7 +79,10 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[30])
     parser.add_argument("--shift", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance", nargs="+", type=float, default=[4.0])
+    parser.add_argument("--truth-at", nargs="+", type=float, default=[1.0], metavar="LEVEL")
     options = parser.parse_args()
+    if wrong := [level for level in options.truth_at if not 0 < level <= 1]:
+        parser.error(f"--truth-at {wrong[0]:g}: must be a noise level above 0, at most 1")
     system = LatentVideo.load(options.model)
     prompts = draw_prompts(options.prompts, VALIDATION_SEED)
     if options.actors:
@@ -84,11 +97,14 @@ def main() -> None:
         raise SystemExit(f"{kept}: measured on another model or other prompts; give another folder")
     print("| setting | networks | " + " | ".join(ROWS) + " |")
     print("|---" * (2 + len(ROWS)) + "|")
-    for sampler, steps, shift, guidance in product(options.sampler, options.steps, options.shift, options.guidance):
+    for sampler, steps, shift, guidance, level in product(
+        options.sampler, options.steps, options.shift, options.guidance, options.truth_at
+    ):
         name = f"{sampler}, {steps} steps, shift {shift:g}, guidance {guidance:g}"
+        name += f", truth at {level:g}" if level < 1 else ""
         if name not in past["settings"]:
             sampling = replace(system.defaults.sampling, sampler=sampler, steps=steps, shift=shift, guidance=guidance)
-            past["settings"][name] = measure(system, prompts, sampling)
+            past["settings"][name] = measure(system, prompts, sampling, level)
             write_json(kept, past)
         sides = 1 if guidance == 1 else 2
         print(row(name, past["settings"][name], sides * evaluations(sampler, steps)), flush=True)

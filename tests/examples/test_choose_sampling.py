@@ -41,3 +41,19 @@ def test_a_row_counts_only_what_was_asked():
     verdicts = [{"colour": True, "all": True}, {"colour": False, "size": True, "all": False}]
     cells = dict(zip(("name", "networks", *choose_sampling.ROWS), choose_sampling.row("x", verdicts, 9).split(" | ")))
     assert (cells["colour"], cells["size"], cells["motion"]) == ("50%", "100%", "")
+
+
+def test_from_a_little_noised_truth_everything_is_right():
+    system = choose_sampling.LatentVideo.load(MODEL)
+    prompts = [prompt for prompt in draw_prompts(12, 1000) if len(prompt.scene.actors) == 1][:4]
+    sampling = choose_sampling.replace(system.defaults.sampling, steps=2)
+    near = choose_sampling.measure(system, prompts, sampling, 0.1)
+    far = choose_sampling.measure(system, prompts, sampling)
+    assert sum(found["all"] for found in near) >= 3 > sum(found["all"] for found in far)
+
+
+def test_a_level_that_is_none_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", str(MODEL), "-o", "unused", "--truth-at", "0"])
+    with pytest.raises(SystemExit):
+        choose_sampling.main()
+    assert "--truth-at 0: must be a noise level above 0, at most 1" in capsys.readouterr().err
