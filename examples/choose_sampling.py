@@ -28,6 +28,7 @@ from carrara.core.media import write_video
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.pond.render import render
+from carrara.diffusion.conditioning import cut
 from carrara.diffusion.samplers import SAMPLERS, evaluations
 from carrara.evaluation.adherence.verdicts import ATTRIBUTES, adherence
 from carrara.evaluation.prompts import Prompt, draw_prompts
@@ -102,12 +103,12 @@ def main() -> None:
     ):
         name = f"{sampler}, {steps} steps, shift {shift:g}, guidance {guidance:g}"
         name += f", truth at {level:g}" if level < 1 else ""
+        sampling = replace(system.defaults.sampling, sampler=sampler, steps=steps, shift=shift, guidance=guidance)
         if name not in past["settings"]:
-            sampling = replace(system.defaults.sampling, sampler=sampler, steps=steps, shift=shift, guidance=guidance)
             past["settings"][name] = measure(system, prompts, sampling, level)
             write_json(kept, past)
-        sides = 1 if guidance == 1 else 2
-        print(row(name, past["settings"][name], sides * evaluations(sampler, steps)), flush=True)
+        sides, left = 1 if guidance == 1 else 2, cut(sampling.points(), level).steps if level < 1 else steps
+        print(row(name, past["settings"][name], sides * evaluations(sampler, left)), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import torch
 
 from carrara.autoencoders.losses import AutoencoderLossConfig
 from carrara.autoencoders.video_config import VideoAutoencoderConfig, small_64, small_128
-from carrara.core.config import to_dict
 from carrara.core.types import VideoShape
 from carrara.data.batches import mix as mix_seed
 from carrara.data.latents import LatentCache
@@ -275,9 +274,8 @@ class PondRecipe(Recipe):
         return LatentVideo(read_autoencoder(trained).to(device), denoiser.to(device), text.to(device), tokenizer)
 
     def recorded(self) -> dict[str, Any]:
-        """All settings as they are written down: without those that ask for nothing and came later, so that runs from
-        before go on."""
-        whole = to_dict(self)
+        """Without settings that ask for nothing and came later, so that runs from before go on."""
+        whole = super().recorded()
         if not self.denoiser.buckets.shapes:
             whole["denoiser"].pop("buckets")
         if not self.denoiser.favoured.attributes:

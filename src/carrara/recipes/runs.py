@@ -75,6 +75,10 @@ class Recipe(ABC):
             check_compiler()
         return self._run(folder)
 
+    def recorded(self) -> dict[str, Any]:
+        """All settings as they are written down."""
+        return to_dict(self)
+
     @abstractmethod
     def _run(self, folder: Path) -> Path:
         """Train below a folder that is this recipe's."""

@@ -31,6 +31,7 @@ from carrara.recipes.compute import COMPUTE, check_flops
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PondRecipe
 from carrara.recipes.prepared_clips import without_folder
+from carrara.recipes.runs import Recipe
 from carrara.recipes.systems import SYSTEMS, Contest
 from carrara.recipes.trials import Made, open_run, train_trial
 from carrara.training.config import check_same
@@ -202,9 +203,9 @@ class Scoreboard:
             write_picture(folder / "scoreboard.png", torch.from_numpy(stacked(sheets[: PICTURED // 2])))
 
 
-def _deciding(recipe: Any) -> dict[str, Any]:
+def _deciding(recipe: Recipe) -> dict[str, Any]:
     """A recipe's settings without where it runs and what it reads: all rows learn the same world."""
-    whole = without_folder(recipe.recorded() if isinstance(recipe, PondRecipe) else to_dict(recipe))
+    whole = without_folder(recipe.recorded())
     whole.pop("device")
     return whole
 
