@@ -1,7 +1,7 @@
 """One training step of the bundled model's transformer: clips per second, how much of the machine's bfloat16 matrix
 rate it uses, and where the rest goes; then what the optimizers and the loader add to it.
 
-python benchmarks/transformer.py [--batch 48] [--threads 2] [--compile] [--profile]
+python benchmarks/transformer.py [--batch 48] [--threads 2] [--no-compile] [--profile]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from carrara.core.types import TextStates
 from carrara.data.latents import LatentBatch, LatentCache, write_latents
 from carrara.data.pond.sampling import sample_scene
 from carrara.denoisers.dit import DiT, DiTConfig
+from carrara.nn.compiling import has_compiler
 from carrara.nn.loops import compiled_loops
 from carrara.recipes.pond_data import Captioning, latent_source
 from carrara.training.config import TrainConfig
@@ -126,7 +127,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="beside it with compiled loops; needs a C++ compiler")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=has_compiler(),
+        help="beside it with compiled loops, which need a C++ compiler",
+    )
     parser.add_argument("--profile", action="store_true", help="print the slowest operators")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
