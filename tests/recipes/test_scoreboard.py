@@ -152,6 +152,8 @@ def test_what_is_finished_is_left_alone_and_what_is_missing_is_made_again(made, 
         (["--seeds", "0"], "seeds=0: at least one"),
         (["--prompts", "0"], "prompts=0"),
         (["--pond", "nowhere"], "nowhere"),
+        (["--precision", "half"], "unknown precision 'half'"),
+        (["--precision", "bfloat16"], "precision"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(made, options, match, capsys):
@@ -189,7 +191,7 @@ def test_several_trainings_on_a_given_autoencoder_and_a_failure_that_is_a_cell(m
     folder, _ = made
     opened = []
 
-    def opens(model: Path, shape: VideoShape, fps: float, alone: bool):
+    def opens(model: Path, shape: VideoShape, fps: float, alone: bool, precision: str):
         opened.append(model)
         raise RuntimeError("no room\nfor it")
 

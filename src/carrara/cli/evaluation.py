@@ -84,7 +84,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
     from carrara.systems.latent_scores import LatentContinues, LatentScores
 
     check_folder(options.output)
-    model = load_model(options.model, options.lora)
+    model = load_model(options.model, options.lora, precision=options.precision)
     system, defaults = model.system, model.system.defaults
 
     def request(prompt: str, seed: int) -> Request:
@@ -108,6 +108,7 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
             "weights": system.fingerprint,
             "adapters": [f"{path}:{weight:g}" for path, weight, _ in model.loras],
             "sampling": to_dict(plan.sampling),
+            **({"precision": system.precision} if system.precision else {}),
         },
     )
     return measure(

@@ -35,6 +35,8 @@ class SamplingOptions:
     """Approximate: skip the transformer where its first block changed by less than this share, such as 0.05."""
     interval: Annotated[tuple[float, float] | None, option(metavar="LOW HIGH")] = None
     """Approximate: noise levels in [0, 1] between which guidance acts, such as 0.2 0.8."""
+    precision: Text = None
+    """What networks compute in, float32 or bfloat16; default float32, or what a foreign model was published in."""
     lora: Adapters = ()
     """Adapter to put on the model, and how much it counts, by default 1; may be repeated."""
 
@@ -65,12 +67,17 @@ class ClipOptions(SamplingOptions):
 
 
 def load_model(
-    name: str | None, loras: Sequence[str], offload: bool = False, compile: bool = False, device: str = "cpu"
+    name: str | None,
+    loras: Sequence[str],
+    offload: bool = False,
+    compile: bool = False,
+    device: str = "cpu",
+    precision: str | None = None,
 ) -> Model:
     """The model of this name, pond if none, with its adapters; says where one was trained on another model."""
     from carrara.generation.run import load
 
-    model = load(name or "pond", offload, loras, compile, device)
+    model = load(name or "pond", offload, loras, compile, device, precision or "")
     if loras:
         from carrara.generation.adapters import other_base
 

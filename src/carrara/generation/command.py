@@ -113,7 +113,8 @@ def _make(options: Generate) -> int:
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}
     values |= options.sampling()
-    model = load_model(options.model, options.lora, options.offload, options.compile, options.device or "auto")
+    there, precision = options.device or "auto", options.precision
+    model = load_model(options.model, options.lora, options.offload, options.compile, there, precision)
     plans = []
     for index, (prompt, path) in enumerate(zip(prompts, outputs)):
         seed = None if options.seed is None else options.seed + index
@@ -170,7 +171,8 @@ def _remake(options: Generate) -> int:
     loras = options.lora or tuple(f"{path}:{weight!r}" for path, weight, _ in manifest.loras)
     compiled = options.compile or (manifest.software.compiled and has_compiler())
     there = "cuda" if manifest.software.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
-    model = load(options.model or manifest.model, options.offload, loras, compiled, options.device or there)
+    name, precision = options.model or manifest.model, manifest.software.precision
+    model = load(name, options.offload, loras, compiled, options.device or there, precision)
     model.check_fingerprint(manifest, source)
     plan = replace(model.plan(Request.from_manifest(manifest)), model=manifest.model)
     torch.set_num_threads(manifest.software.threads)

@@ -63,7 +63,7 @@ def explain(args: list[str]) -> int:
 
     wanted = {name: getattr(options, name) for name in ("negative", "frames", "fps")} | options.sampling()
     wanted |= {"size": size, "model": options.model or "pond"}
-    model = load_model(options.model, options.lora)
+    model = load_model(options.model, options.lora, precision=options.precision)
     if not isinstance(model.system, LatentVideo):
         raise ValueError(f"{model.name}: explain shows the attention of a transformer on latents, which this has not")
     plans = []

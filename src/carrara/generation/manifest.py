@@ -19,7 +19,8 @@ import torch
 from carrara.core.config import from_dict, to_dict
 from carrara.core.media import read_video
 from carrara.generation.conditions import Conditions
-from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.latent import Sampling
+from carrara.systems.system import System
 
 KEY = "carrara"  # under which files carry it
 _OPTIONAL = ("conditions", "inputs", "seconds", "window", "prompt_at", "loras")
@@ -27,7 +28,10 @@ _OPTIONAL = ("conditions", "inputs", "seconds", "window", "prompt_at", "loras")
 
 @dataclass(frozen=True)
 class Software:
-    """What computed the clip. Other versions, threads or processors may differ in the last bits."""
+    """What computed the clip. Other versions, threads or processors may differ in the last bits.
+
+    dtype: of the weights, or what they compute in; precision: what was asked for, "" for the model's own.
+    """
 
     carrara: str
     torch: str
@@ -38,9 +42,10 @@ class Software:
     dtype: str
     threads: int
     compiled: bool = False
+    precision: str = ""
 
     @classmethod
-    def here(cls, system: LatentVideo) -> Software:
+    def here(cls, system: System) -> Software:
         weight = next(system.denoiser.parameters())
         return cls(
             carrara=version("carrara"),
@@ -49,9 +54,10 @@ class Software:
             machine=platform.machine(),
             capability=torch.backends.cpu.get_cpu_capability(),
             device=str(weight.device),
-            dtype=str(weight.dtype).removeprefix("torch."),
+            dtype=system.precision or str(weight.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             compiled=getattr(system.denoiser, "compiled", False),
+            precision=system.precision,
         )
 
 
@@ -85,8 +91,9 @@ class Manifest:
     def to_json(self) -> str:
         values = to_dict(self)
         unused = [name for name in _OPTIONAL if not values[name]]
-        if not self.software.compiled:
-            del values["software"]["compiled"]
+        for name in ("compiled", "precision"):
+            if not values["software"][name]:
+                del values["software"][name]
         return json.dumps({name: value for name, value in values.items() if name not in unused}, ensure_ascii=False)
 
     def asked(self, where: str = "manifest") -> Conditions:

@@ -3,7 +3,7 @@
 Called as the evaluation calls whatever it measures. A clip is made at the model's own size, with as many frames as are
 asked for, and what is larger is averaged over squares of pixels; what the model makes is timed, not the file.
 
-    python -m carrara.generation.measured MODEL FRAMES HEIGHT WIDTH FPS ALONE
+    python -m carrara.generation.measured MODEL FRAMES HEIGHT WIDTH FPS ALONE PRECISION
 
 makes one clip and prints the bytes that the process held at most: of all of it, the interpreter, libraries and weights
 included, which is why it is a process of its own.
@@ -43,9 +43,14 @@ class MeasuredClips:
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, shape: VideoShape, fps: float, alone: bool = False) -> MeasuredClips:
-        """Load a model folder. Raises ValueError where its clips cannot be brought to the shape and the rate."""
-        model = load(str(folder), device="cpu")
+    def open(
+        cls, folder: Path, shape: VideoShape, fps: float, alone: bool = False, precision: str = ""
+    ) -> MeasuredClips:
+        """Load a model folder, to compute in a precision as `load` has it.
+
+        Raises ValueError where its clips cannot be brought to the shape and the rate.
+        """
+        model = load(str(folder), device="cpu", precision=precision)
         made = model.system.defaults
         factors = {made.height / shape.height, made.width / shape.width}
         if len(factors) > 1 or not min(factors).is_integer() or made.fps != fps:
@@ -82,7 +87,8 @@ class MeasuredClips:
         if not _STATUS.is_file():
             return None
         shape = self.shape
-        said = (self.model.name, shape.frames, shape.height, shape.width, self.fps, int(self.alone))
+        sizes = (shape.frames, shape.height, shape.width)
+        said = (self.model.name, *sizes, self.fps, int(self.alone), self.model.system.precision)
         done = subprocess.run(
             [sys.executable, "-m", "carrara.generation.measured", *map(str, said)],
             capture_output=True,
@@ -104,8 +110,8 @@ def shrink_to(frames: Tensor, shape: VideoShape) -> Tensor:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    folder, *sizes, fps, alone = arguments
-    made = MeasuredClips.open(Path(folder), VideoShape(*map(int, sizes)), float(fps), alone == "1")
+    folder, *sizes, fps, alone, precision = arguments
+    made = MeasuredClips.open(Path(folder), VideoShape(*map(int, sizes)), float(fps), alone == "1", precision)
     made.clip("a ball", 0)
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from carrara.core.devices import chosen_device
 from carrara.core.media import check_format, check_output, write_video
+from carrara.core.precision import dtype_of
 from carrara.core.progress import progress_bar
 from carrara.generation.adapters import Loras, put_on, read_loras
 from carrara.generation.clip import Clip
@@ -257,24 +258,26 @@ def load(
     loras: Sequence[str] = (),
     compile: bool = False,
     device: str = "auto",
+    precision: str = "",
 ) -> Model:
     """A bundled model by name, a model folder of any layout by path, or a model of the hub by its name there.
 
     A foreign model's text encoder is held only while prompts are read; offload: the blocks in use of a transformer too;
     loras: adapters to put on it, each FOLDER or FOLDER:WEIGHT; compile: its transformers run through `torch.compile`,
     which costs seconds at the first step of every shape and is the same to rounding; device: "cpu", "cuda", or "auto",
-    a GPU where torch sees one.
-    Raises ValueError, one line, for an unknown name, for a folder that is foreign or damaged, for a model that does not
-    fit into memory, for an adapter that does not fit the model, and where nothing can be compiled or no GPU is.
+    a GPU where torch sees one; precision: what its networks compute in, "float32" or "bfloat16", "" for the model's
+    own: float32, or what a foreign one was published in.
+    Raises ValueError, one line, for an unknown name or precision, for a folder that is foreign or damaged, for a model
+    that does not fit into memory, for an adapter that does not fit it, and where nothing can be compiled or no GPU is.
     """
     if compile:
         check_compiler()
-    device = chosen_device(device)
+    device, dtype = chosen_device(device), dtype_of(precision)
     folder = find_model(model)
     adapters = read_loras(loras)
     try:
-        check_room(folder, offload=offload, device=device)
-        system = load_system(folder, offload, device)
+        check_room(folder, dtype, offload=offload, device=device)
+        system = load_system(folder, offload, device, precision)
         made = Model(str(model), system, put_on(system, adapters))
         if compile:
             compile_networks(system)

@@ -20,6 +20,7 @@ import torch
 from carrara.core.config import choose, read_json, to_dict, write_json
 from carrara.core.files import check_folder
 from carrara.core.media import write_picture
+from carrara.core.precision import dtype_of
 from carrara.core.types import VideoShape
 from carrara.evaluation.prompts import check_prompts, draw_prompts
 from carrara.evaluation.scoreboard import ASKED, MEASURES, PARTS, Cell, cells_of, over_trainings, side_by_side, stacked
@@ -55,8 +56,9 @@ class Clips(Protocol):
     def peak(self) -> int | None: ...
 
 
-Opens = Callable[[Path, VideoShape, float, bool], Clips]
-"""From a model's folder, the shape and rate that are compared, and whether its frames are made alone."""
+Opens = Callable[[Path, VideoShape, float, bool, str], Clips]
+"""From a model's folder, the shape and rate that are compared, whether its frames are made alone, and what networks
+compute in."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Scoreboard:
     """One scoreboard.
 
     flops: for each system; seeds: trainings of each; prompts: clips of each training; rows: which systems; pond: a run
-    of the recipe `pond` whose autoencoder and latents the latent system uses, None to make them.
+    of the recipe `pond` whose autoencoder and latents the latent system uses, None to make them; precision: what
+    networks compute in when they make clips, "" for float32.
     """
 
     contest: Contest
@@ -74,11 +77,13 @@ class Scoreboard:
     prompts: int = 60
     rows: tuple[str, ...] = tuple(SYSTEMS)
     pond: Path | None = None
+    precision: str = ""
     tell: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         check_flops(self.flops)
         check_prompts(self.prompts)
+        dtype_of(self.precision)
         for row in self.rows:
             choose("row", row, SYSTEMS)
         if not self.rows or self.seeds < 1:
@@ -103,7 +108,9 @@ class Scoreboard:
             "read": f"{shape.frames} frames of {shape.width}x{shape.height} at {self.contest.fps:g} per second",
             "intervals": "95%, over trainings" if self.seeds > 1 else "95%, over prompts, of one training",
             "machine": f"{chosen_device('auto')}, {torch.get_num_threads()} threads",
-            "command": f"carrara systems --flops {self.flops:g} --seeds {self.seeds} --prompts {self.prompts}",
+            "command": f"carrara systems --flops {self.flops:g} --seeds {self.seeds} --prompts {self.prompts}"
+            + (f" --precision {self.precision}" if self.precision else ""),
+            **self._as_drawn(),
             "rows": rows,
         }
         write_json(folder / BOARD, board)
@@ -113,7 +120,7 @@ class Scoreboard:
     def _claim(self, folder: Path) -> None:
         """Make the folder that of this scoreboard, or see that it is."""
         now: dict[str, Any] = {"flops": self.flops, "prompts": self.prompts, "pond": str(self.pond or "")}
-        now |= {"shape": to_dict(self.contest.shape), "fps": self.contest.fps}
+        now |= {"shape": to_dict(self.contest.shape), "fps": self.contest.fps} | self._as_drawn()
         now |= {each.name: _deciding(getattr(self.contest, each.name)) for each in fields(Contest)[:4]}
         check_folder(folder)
         path = folder / SETTINGS
@@ -122,6 +129,9 @@ class Scoreboard:
         if self.pond is not None and "latent" in self.rows:
             open_run(self.contest.latent, self.pond)
         write_json(path, now)
+
+    def _as_drawn(self) -> dict[str, str]:
+        return {"precision": self.precision} if self.precision else {}
 
     def _measured(self, row: str, home: Path, seed: int) -> dict[str, Any]:
         """What is known of one training of a row, made or read back; a failure to make clips is told in its cells."""
@@ -135,7 +145,7 @@ class Scoreboard:
         found: dict[str, Any] = {"model": str(model), "flops": compute, "beside": beside, "truth": {}}
         contest = self.contest
         try:
-            clips = self.opens(model, contest.shape, contest.fps, SYSTEMS[row].alone)
+            clips = self.opens(model, contest.shape, contest.fps, SYSTEMS[row].alone, self.precision)
             made = clips.makes
             found["makes"] = f"{made.frames} of {made.width}x{made.height} at {contest.fps:g} fps"
             subject = Subject(contest.shape, contest.fps, clips, about={"model": SYSTEMS[row].title})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from carrara.core.config import read_json
-from carrara.core.options import Flag, option, parse
+from carrara.core.options import Flag, Text, option, parse
 from carrara.evaluation.scoreboard import markdown
 from carrara.recipes.scoreboard import BOARD, RECORDED, Opens, Scoreboard
 from carrara.recipes.systems import SYSTEMS, contest, contest_tiny, listing
@@ -31,6 +31,8 @@ class Systems:
     """Systems, joined by commas; all if none."""
     pond: Annotated[str | None, option(metavar="RUN")] = None
     """Finished run of the recipe pond, whose autoencoder and latents are used; if none they are made."""
+    precision: Text = None
+    """What networks compute in when they make clips, float32 or bfloat16; default float32."""
     tiny: Flag = False
     """Networks too small to learn anything, to see that it works."""
 
@@ -47,7 +49,8 @@ def systems(args: list[str], opens: Opens, recorded: Path = RECORDED) -> int:
     pond = None if options.pond is None else Path(options.pond)
     whole = contest_tiny() if options.tiny else contest()
     folder = Path(options.run)
-    board = Scoreboard(whole, opens, options.flops, options.seeds, options.prompts, rows, pond, _tell)
+    precision = options.precision or ""
+    board = Scoreboard(whole, opens, options.flops, options.seeds, options.prompts, rows, pond, precision, _tell)
     try:
         made = board.make(folder)
     except Stopped as stop:

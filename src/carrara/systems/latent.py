@@ -164,6 +164,7 @@ class LatentVideo:
         self.fingerprint = fingerprint
         self.low_denoiser, self.boundary = low_denoiser, boundary
         self.image_tower = image_tower
+        self.precision = ""  # what it was asked to be loaded in, as `core.precision` names it
         self.taught: set[str] = set()  # words that adapters taught, which the tokenizer does not know whole
 
     @classmethod

@@ -93,9 +93,9 @@ class MakeAVideo(PixelSystem):
     settings: MakeAVideoSettings
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> MakeAVideo:
+    def load(cls, folder: Path) -> MakeAVideo:
         """Read a model folder. Raises ValueError that names what is wrong with it."""
-        return cls(**read_parts(folder, cls.NAME, cls.SETTINGS, dtype, OTHERS))
+        return cls(**read_parts(folder, cls.NAME, cls.SETTINGS, OTHERS))
 
     def check(self) -> None:
         """Refuse networks that do not belong together."""
@@ -141,7 +141,7 @@ class MakeAVideo(PixelSystem):
         return 1, step, step
 
     def stage(self, name: str) -> Stage:
-        return Stage(self.networks[name], self.settings.process)
+        return Stage(self.networks[name], self.settings.process, self.precision)
 
     def tell(
         self, name: str, clip: Tensor, fps: float, generator: Generator, training: bool = False

@@ -55,7 +55,8 @@ class PixelSystem:
     """The parts that every system of pixels has. A system names itself and its settings, and samples.
 
     networks: the U-Nets of its stages, in the order in which a clip passes them, which together are its `denoiser`;
-    others: further networks by name, each with a dataclass as its `config`.
+    others: further networks by name, each with a dataclass as its `config`; precision: what the U-Nets compute in when
+    clips are drawn, "" for float32, which weights always are.
     """
 
     NAME: ClassVar[str]
@@ -77,6 +78,7 @@ class PixelSystem:
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.defaults, self.settings, self.fingerprint = defaults, settings, fingerprint
         self.autoencoder = Pixels()
+        self.precision = ""
         self.check()
 
     def check(self) -> None:
@@ -161,12 +163,12 @@ def write_network(network: nn.Module, folder: Path, dtype: torch.dtype = torch.f
     write_json(folder / "config.json", to_dict(network.config))
 
 
-def read_network(kind: type[Module], config: type[Any], folder: Path, dtype: torch.dtype = torch.float32) -> Module:
+def read_network(kind: type[Module], config: type[Any], folder: Path) -> Module:
     """What `write_network` wrote, in evaluation mode without gradients. Raises ValueError for what does not fit."""
     values = from_dict(config, read_json(folder / "config.json"), str(folder / "config.json"))
     with torch.device("meta"):
         network = kind(values)
-    load_weights(network, folder, WEIGHTS, dtype=dtype)
+    load_weights(network, folder, WEIGHTS, dtype=torch.float32)
     return network.eval().requires_grad_(False)
 
 
@@ -174,7 +176,6 @@ def read_parts(
     folder: Path,
     name: str,
     settings: type[Any],
-    dtype: torch.dtype = torch.float32,
     others: Mapping[str, tuple[type[nn.Module], type[Any]]] | None = None,
 ) -> dict[str, Any]:
     """The parts of a folder by the names of `PixelSystem`'s arguments.
@@ -199,12 +200,12 @@ def read_parts(
     where = f"{folder}/carrara.json"
     return {
         "networks": {
-            part: read_network(UNet3D, UNetConfig, folder / part, dtype)
+            part: read_network(UNet3D, UNetConfig, folder / part)
             for part in parts
             if part not in ("text_encoder", "tokenizer", *others)
         },
-        "others": {part: read_network(*kind, folder / part, dtype) for part, kind in others.items()},
-        "text_encoder": TextEncoder.load(folder / "text_encoder", dtype).requires_grad_(False),
+        "others": {part: read_network(*kind, folder / part) for part, kind in others.items()},
+        "text_encoder": TextEncoder.load(folder / "text_encoder", torch.float32).requires_grad_(False),
         "tokenizer": Tokenizer.load(folder / "tokenizer"),
         "defaults": from_dict(Defaults, own.get("defaults", {}), where),
         "settings": from_dict(settings, own.get("settings", {}), where),

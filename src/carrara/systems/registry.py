@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from carrara.core.config import read_json
+from carrara.core.precision import dtype_of
 from carrara.systems.system import System
 
 
@@ -29,19 +32,27 @@ READERS: dict[str, Callable[[Path], System]] = {"CarraraVDM": _vdm, "CarraraMake
 """By class name; every other folder is for `LatentVideo`, which says what it cannot run."""
 
 
-def load_system(folder: Path, offload: bool = False, device: str = "cpu") -> Any:
+def load_system(folder: Path, offload: bool = False, device: str = "cpu", precision: str = "") -> Any:
     """The `System` of a model folder, on a device; offload: see `LatentVideo.load`, others have no such way.
 
-    Raises ValueError, one line, for one that is foreign or damaged.
+    precision: what its networks compute in, as `core.precision` names it.
+    Raises ValueError, one line, for one that is foreign or damaged, and for another precision.
     """
+    dtype = dtype_of(precision)
     folder = Path(folder)
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
     if isinstance(name, str) and name in READERS:
         if offload:
             raise ValueError(f"{folder}: models of this kind are not offloaded; leave out --offload")
-        return READERS[name](folder).to(device)
+        made = READERS[name](folder).to(device)
+        made.precision = precision
+        return made
     from carrara.systems.folder import assemble, recognise
 
     found = recognise(folder)
-    return assemble(found, staged=found.foreign, offload=offload, device=device)
+    system = assemble(found, dtype, staged=found.foreign, offload=offload, device=device)
+    system.precision = precision
+    if dtype == torch.bfloat16:
+        system.autoencoder.pack()
+    return system

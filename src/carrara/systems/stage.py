@@ -14,6 +14,7 @@ from einops import reduce
 from torch import Generator, Tensor
 
 from carrara.core.config import choose
+from carrara.core.precision import computing_in
 from carrara.denoisers.unet3d import Conditions, UNet3D
 from carrara.diffusion.fields import TimeDraw, draw_times
 from carrara.diffusion.grids import Denoise, GridPoint
@@ -66,10 +67,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Stage:
-    """A network and its process."""
+    """A network, its process, and the precision in which it computes when it draws, "" for that of its weights."""
 
     network: UNet3D
     process: Process
+    precision: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +82,8 @@ class Stage:
 
         def denoise(x: Tensor, point: GridPoint) -> Tensor:
             told = torch.full((len(x),), point.told, dtype=torch.float64, device=x.device)
-            made = self.network(x, told, conditions)
+            with computing_in(self.precision, x.device):
+                made = self.network(x, told, conditions)
             return to_denoised(self.process.prediction, made, x, point.alpha, point.sigma)
 
         return denoise

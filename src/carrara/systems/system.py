@@ -26,13 +26,15 @@ class System(Protocol):
 
     Shapes: a clip has `stride.time * k + 1` frames and sides that are multiples of `stride.space * patch`. Modules:
     `denoiser`, `autoencoder` and `text_encoder` are the networks that are looked into where values are not finite; what
-    else a system has is its own. `sample` gives latents `b c f h w`, one prompt and one seed each, the same whatever is
-    in the batch, and refuses (ValueError) what it cannot take of `known`, `keyframes` and `start`. `decode_more` gives
-    video `b 3 t h w` in [-1, 1] in chunks, each with the state from which decoding goes on.
+    else a system has is its own. `precision` is what networks were asked to compute in, "" the model's own. `sample`
+    gives latents `b c f h w`, one prompt and one seed each, the same whatever is in the batch, and refuses (ValueError)
+    what it cannot take of `known`, `keyframes` and `start`. `decode_more` gives video `b 3 t h w` in [-1, 1] in chunks,
+    each with the state from which decoding goes on.
     """
 
     defaults: Defaults
     fingerprint: str
+    precision: str
 
     @property
     def denoiser(self) -> nn.Module: ...

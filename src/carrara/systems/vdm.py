@@ -90,9 +90,9 @@ class VDM(PixelSystem):
     settings: VDMSettings
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> VDM:
+    def load(cls, folder: Path) -> VDM:
         """Read a model folder. Raises ValueError that names what is wrong with it."""
-        return cls(**read_parts(folder, cls.NAME, cls.SETTINGS, dtype))
+        return cls(**read_parts(folder, cls.NAME, cls.SETTINGS))
 
     def check(self) -> None:
         """Refuse networks that do not belong together."""
@@ -117,7 +117,7 @@ class VDM(PixelSystem):
         return "fine" in self.networks
 
     def stage(self, name: str) -> Stage:
-        return Stage(self.networks[name], self.settings.process)
+        return Stage(self.networks[name], self.settings.process, self.precision)
 
     def sample(
         self,
