@@ -56,7 +56,7 @@ class VDMSettings:
     time: int = 4
     space: int = 2
     fine_weight: float = 4.0
-    fine_steps: int = 32
+    fine_steps: int = 16
 
     def __post_init__(self) -> None:
         choose("way to extend", self.extend, dict.fromkeys(EXTENSIONS))
