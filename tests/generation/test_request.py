@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carrara.core.types import VideoShape
 from carrara.diffusion.samplers import SAMPLERS
+from carrara.generation.asked import unknown_words, unusual_size
+from carrara.generation.conditions import Conditions
 from carrara.generation.memory import available_memory, check_memory, largest_that_fits, peak_memory
-from carrara.generation.request import Request, resolve, unknown_words, unusual_size
+from carrara.generation.request import Request, resolve
 
 PROMPT = "a red ball bounces"
 
@@ -128,3 +134,46 @@ def test_longer_and_larger_clips_need_more(tiny_system):
 
     assert need(9, 16, 32) < need(81, 16, 32) < need(81, 480, 832) < need(81, 960, 1664)
     assert 2**20 < available_memory() < 2**62
+
+
+@pytest.fixture
+def student(tiny_system):
+    """A model that has learned four strides, as distillation leaves it."""
+    made = copy.copy(tiny_system)
+    sampling = replace(tiny_system.defaults.sampling, steps=4, guidance=1.0, sampler="euler")
+    made.defaults = replace(tiny_system.defaults, sampling=sampling, strides=True)
+    return made
+
+
+CLIP = torch.zeros(9, 16, 32, 3, dtype=torch.uint8)
+MASK = torch.ones(16, 32, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"steps": 8}, "steps=8: this model has learned to go from noise to a clip in 4 strides.*leave steps out"),
+        ({"guidance": 3.0}, "guidance=3.0"),
+        ({"sampler": "unipc"}, "sampler='unipc'"),
+        ({"shift": 5.0}, "shift=5.0"),
+        ({"interval": (0.2, 0.8)}, "interval"),
+        ({"negative": "the pond"}, "negative='the pond'"),
+        ({"conditions": Conditions(edit=CLIP)}, "edit: .* would begin between them"),
+        ({"conditions": Conditions(edit=CLIP, strength=1.0)}, "edit"),
+        ({"conditions": Conditions(inpaint=CLIP, mask=MASK)}, "inpaint: .*known_by=replace"),
+        ({"conditions": Conditions(inpaint=CLIP, mask=MASK, known_by="replace", strength=0.5)}, "between them"),
+    ],
+)
+def test_a_model_of_fixed_strides_refuses_what_lies_between_them(wrong, said, student, tiny_system):
+    with pytest.raises(ValueError, match=said):
+        resolve(Request(PROMPT, **wrong), student)
+    resolve(Request(PROMPT, **wrong), tiny_system)  # which has learned all levels
+
+
+def test_a_model_of_fixed_strides_takes_what_changes_none(student):
+    own = student.defaults.sampling
+    plan = resolve(Request(PROMPT, steps=own.steps, guidance=1.0, sampler="euler", reuse=0.05), student)
+    assert plan.sampling == replace(own, reuse=0.05)
+    resolve(Request(PROMPT, conditions=Conditions(image=CLIP[0])), student)
+    resolve(Request(PROMPT, conditions=Conditions(extend=CLIP)), student)
+    resolve(Request(PROMPT, conditions=Conditions(inpaint=CLIP, mask=MASK, known_by="replace")), student)

@@ -43,6 +43,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def test_a_student_says_that_it_has_learned_its_strides_alone(small_system, tmp_path):
+    phase_of(small_system).export(tmp_path)
+    made, teacher = LatentVideo.load(tmp_path).defaults, small_system.defaults
+    assert (made.strides, made.steps, made.guidance) == (True, 4, 1)
+    assert not teacher.strides
+
+
 def test_where_a_window_is_one_unguided_step_of_the_teacher_there_is_nothing_to_learn(small_system):
     phase = phase_of(small_system, guidance=1.0, solver="euler")
     for seed in range(3):

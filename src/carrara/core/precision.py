@@ -1,4 +1,4 @@
-"""What networks compute in, by name; the empty name is a model's own: float32, or what a foreign one was published in."""
+"""What networks compute in, by name; the empty one is a model's own: float32, or what a foreign one came in."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def _make(options: Generate) -> int:
             raise ValueError("--images makes one frame: leave out --frames and --seconds")
         frames = 1
 
-    from carrara.generation.request import Request, unknown_words, unusual_size
+    from carrara.generation.asked import unknown_words, unusual_size
+    from carrara.generation.request import Request
 
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
     values = {name: getattr(options, name) for name in settings} | {"size": size, "frames": frames}

@@ -56,9 +56,10 @@ def explain(args: list[str]) -> int:
     size = None if options.size is None else parse_size(options.size)
     patch = None if options.patch is None else parse_patch(options.patch)
 
+    from carrara.generation.asked import unknown_words, unusual_size
     from carrara.generation.explain import View, check_view
     from carrara.generation.explain import explain as look_inside
-    from carrara.generation.request import Request, unknown_words, unusual_size
+    from carrara.generation.request import Request
     from carrara.systems.latent import LatentVideo
 
     wanted = {name: getattr(options, name) for name in ("negative", "frames", "fps")} | options.sampling()

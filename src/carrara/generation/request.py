@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from carrara.core.config import choose
-from carrara.core.types import VideoShape, check_frames, check_multiple
-from carrara.diffusion.guidance import Guidance
-from carrara.diffusion.samplers import SAMPLERS
+from carrara.core.types import VideoShape
+from carrara.generation.asked import (
+    SAMPLING,
+    check_images_told,
+    check_known,
+    check_number,
+    check_prompt,
+    check_strides,
+    sampling_asked,
+    shape_asked,
+)
 from carrara.generation.conditions import Conditions
 from carrara.generation.manifest import Manifest
 from carrara.generation.material import gather
@@ -22,12 +26,8 @@ from carrara.generation.modes import Length, lay_out
 from carrara.generation.passes import keyframe_indices, reads_image
 from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import LatentVideo, Sampling
-from carrara.systems.wan_image import check_images
 
 MAX_SEED = 2**63 - 1
-FAR = 2.5
-"""Times the usual area, or one over it. Released models are made for 832 x 480 and for 1280 x 720, 2.3 times that."""
-_SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Request:
             window=manifest.window,
             prompt_at=manifest.prompt_at,
             inputs=manifest.inputs,
-            **{name: getattr(manifest.sampling, name) for name in _SAMPLING},
+            **{name: getattr(manifest.sampling, name) for name in SAMPLING},
         )
 
 
@@ -131,7 +131,7 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
         kind = type(conditions).__name__
         raise ValueError(f'conditions is a {kind}: expected Conditions, such as Conditions(image="first.png")')
     conditions.check()
-    _check_prompt("prompt", request.prompt, system)
+    check_prompt("prompt", request.prompt, system)
     if not request.prompt.strip() and not conditions.pictured:
         raise ValueError('the prompt is empty; describe a scene, for example "a red ball bounces on the grass"')
     pairs = request.prompt_at if isinstance(request.prompt_at, (tuple, list)) else [None]
@@ -140,17 +140,18 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
             f"prompt_at={request.prompt_at!r}: expected pairs of seconds and a prompt, ((2.0, prompt), ...)"
         )
     for _, prompt in request.prompt_at:
-        _check_prompt("prompt of prompt_at", prompt, system)
+        check_prompt("prompt of prompt_at", prompt, system)
         if not prompt.strip():
             raise ValueError("the prompt of prompt_at is empty; say what to show from then on")
     negative = defaults.negative if request.negative is None else request.negative
-    _check_prompt("negative prompt", negative, system)
+    check_prompt("negative prompt", negative, system)
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-    _check_number("seed", seed, 0, MAX_SEED, whole=True)
+    check_number("seed", seed, 0, MAX_SEED, whole=True)
     if request.fps is not None:
-        _check_number("fps", request.fps, 1, 120)
-    shape = _shape(request, system)
-    sampling = _sampling(request, system)
+        check_number("fps", request.fps, 1, 120)
+    shape = shape_asked(request, system)
+    sampling = sampling_asked(request, system)
+    check_strides(request, system)
     if not request.prompt and not negative and not request.prompt_at and request.guidance is None:
         sampling = replace(sampling, guidance=1.0)  # it would compare the null caption with itself
 
@@ -180,9 +181,9 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
         raise ValueError(f"{material.name}: {said}; say another rate with fps")
     tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)
     if reads_image(system):
-        _check_images(timeline, conditions, system)
+        check_images_told(timeline, conditions, system)
     else:
-        _check_known(timeline, conditions, system, bool(tokens))
+        check_known(timeline, conditions, system, bool(tokens))
     longest = VideoShape(timeline.longest, shape.height, shape.width)
     check_memory(system, replace(longest, frames=longest.frames + tokens * system.stride.time), available)
     return Plan(
@@ -203,37 +204,6 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     )
 
 
-def _check_known(timeline: Timeline, conditions: Conditions, system: LatentVideo, later: bool) -> None:
-    """Refuse what the model was not trained to be told. later: whether frames behind a beginning are told."""
-    by, knows = conditions.known_by or "hold", system.defaults.knows
-    if later and by != "hold":
-        raise ValueError(f"known_by={by}: keeps a beginning or a region; later frames need hold")
-    if later and "keyframes" not in knows:
-        said = next(name for name in ("last", "loop", "between", "before", "interpolate") if name in conditions.said())
-        raise ValueError(f"{said}: tells a frame behind the beginning, which this model was not trained for")
-    kept = timeline.hole is not None or any(window.prefix for window in timeline.windows)
-    if kept and by == "hold" and "levels" not in knows:
-        raise ValueError(
-            "this model was not trained to keep what is given, nor where windows meet: known_by=guide or "
-            "known_by=replace keeps it, less well"
-        )
-
-
-def _check_images(timeline: Timeline, conditions: Conditions, system: LatentVideo) -> None:
-    """Refuse what a model that reads an image beside the noise cannot be told."""
-    if others := [name for name in conditions.said() if name not in ("image", "last", "extend", "fit")]:
-        said = "this model is told a first picture, and knows nothing else of a clip; use image"
-        raise ValueError(f"{others[0]}: {said}")
-    windows = timeline.windows
-    last = None if conditions.last is None else timeline.known[timeline.end - 1]
-    if not windows[0].prefix:
-        raise ValueError("this model makes a clip of a picture: give one as image, or a clip to extend")
-    if last is not None and (len(windows) > 1 or windows[0].stop != timeline.end):
-        raise ValueError(f"last: this model takes it in one pass of 4k+1 frames; of {timeline.end} it cannot")
-    first = timeline.known[windows[0].fresh - 1]
-    check_images(system.denoiser.config, system.autoencoder, first, last, system.image_tower)
-
-
 def _tokens(timeline: Timeline, window: Window, step: int) -> list[int]:
     """The keyframe tokens of a window, those that are to be made first counted as there."""
 
@@ -242,85 +212,3 @@ def _tokens(timeline: Timeline, window: Window, step: int) -> list[int]:
         return True if index in timeline.known or (behind and index >= timeline.end) else None
 
     return keyframe_indices(window, frame, step)
-
-
-def unknown_words(prompt: str, system: LatentVideo) -> str | None:
-    """One line about the words that the model has never seen, with what it knows; None if it knows them all."""
-    unknown = system.unknown_words(prompt)
-    if not unknown:
-        return None
-    known = system.known_words()
-    names = ", ".join(repr(word) for word in unknown)
-    return f"this model has never seen {names} and may ignore them; it knows {_some(known)}"
-
-
-def unusual_size(shape: VideoShape, system: LatentVideo) -> str | None:
-    """One line about frames whose area is far from that of the model's own; None for all others."""
-    own, area = system.defaults, shape.width * shape.height
-    usual = own.width * own.height
-    if usual / FAR <= area <= FAR * usual:
-        return None
-    far = f"more than {FAR:g} times" if area > usual else f"less than {1 / FAR:g} times"
-    asked = f"{shape.width}x{shape.height} is {far} that, and may look bad"
-    return f"this model's own frames are {own.width}x{own.height}; {asked}"
-
-
-def _some(words: Sequence[str], most: int = 120) -> str:
-    shown = ", ".join(words[:most])
-    return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
-
-
-def _check_prompt(name: str, text: Any, system: LatentVideo) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"{name}={text!r}: must be a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the {name} {text!a} holds bytes that are no text; write it in UTF-8") from None
-    count, most = system.count_tokens(text), system.defaults.max_prompt_tokens
-    if count > most:
-        raise ValueError(f"the {name} has {count} tokens; this model reads at most {most}: shorten it")
-
-
-def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not isfinite(value) or not low <= value <= high:
-        wanted = "a whole number" if whole else "a number"
-        raise ValueError(f"{name}={value!r}: must be {wanted} from {low} to {high}")
-
-
-def _shape(request: Request, system: LatentVideo) -> VideoShape:
-    defaults, stride, patch = system.defaults, system.stride, system.patch
-    size = (defaults.width, defaults.height) if request.size is None else request.size
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"size={size!r}: expected (width, height) in pixels, such as (128, 96)")
-    width, height = size
-    frames = defaults.frames if request.frames is None else request.frames
-    _check_number("frames", frames, 1, 10**6, whole=True)
-    if not request.conditions.loop:  # whose last frame leads back to the first
-        check_frames(frames, stride.time)
-    for name, value, step in (("width", width, stride.space * patch[2]), ("height", height, stride.space * patch[1])):
-        _check_number(name, value, 1, 10**6, whole=True)
-        check_multiple(name, value, step)
-    replace(VideoShape(frames, height, width), frames=1).latent(stride).tokens(patch)
-    return VideoShape(frames, height, width)
-
-
-def _sampling(request: Request, system: LatentVideo) -> Sampling:
-    named = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-    sampling = replace(system.defaults.sampling, **named)
-    _check_number("steps", sampling.steps, 1, 1000, whole=True)
-    _check_number("guidance", sampling.guidance, 0, 100)
-    if sampling.low_guidance is not None:
-        _check_number("low_guidance", sampling.low_guidance, 0, 100)
-        if getattr(system, "low_denoiser", None) is None:  # systems of pixels have no such part
-            raise ValueError(
-                f"low_guidance={sampling.low_guidance:g}: is of the second of two experts, and this model has one "
-                "network for all noise; use guidance"
-            )
-    _check_number("shift", sampling.shift, 0.01, 100)
-    _check_number("rescale", sampling.rescale, 0, 1)
-    choose("sampler", str(sampling.sampler), SAMPLERS)
-    Guidance(sampling.guidance, sampling.interval, sampling.rescale)
-    sampling.points()
-    return sampling

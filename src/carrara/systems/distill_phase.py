@@ -219,7 +219,7 @@ class DistillPhase:
     def system(self) -> LatentVideo:
         """The student with the teacher's other parts, and its few steps as the default."""
         teacher = self.teacher
-        defaults = replace(teacher.defaults, sampling=self.sampling)
+        defaults = replace(teacher.defaults, sampling=self.sampling, strides=True)
         return LatentVideo(teacher.autoencoder, self.student, teacher.text_encoder, teacher.tokenizer, defaults)
 
     def export(self, folder: Path) -> None:

@@ -91,7 +91,8 @@ class Sampling:
 class Defaults:
     """What a model makes when the user does not say: its native clip and the sampling it was chosen with.
 
-    knows: what it was trained to be told beside the prompt, "levels" of single positions and "keyframes".
+    knows: what it was trained to be told beside the prompt, "levels" of single positions and "keyframes"; strides: it
+    has learned the steps of `sampling` alone, guidance included, as a distilled model has.
     """
 
     frames: int = 81
@@ -102,6 +103,7 @@ class Defaults:
     negative: str = ""
     max_prompt_tokens: int = 512
     knows: tuple[str, ...] = ("levels", "keyframes")
+    strides: bool = False
 
     @property
     def steps(self) -> int:
