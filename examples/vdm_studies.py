@@ -1,7 +1,7 @@
 """Two studies of a trained VDM, as pictures and numbers.
 
-python examples/vdm_studies.py guidance MODEL OUT     the same prompts and seeds at several guidance scales
-python examples/vdm_studies.py extension MODEL OUT    longer clips by replacement and by reconstruction guidance
+python examples/vdm_studies.py guidance MODEL OUT [bfloat16]     the same prompts and seeds at several guidance scales
+python examples/vdm_studies.py extension MODEL OUT [bfloat16]    longer clips by replacement and by guidance
 
 `guidance` writes a clip for each prompt and scale into OUT/guidance-<scale>/, for `carrara evaluate --clips`, and
 OUT/guidance.png with a row for each. `extension` writes OUT/extension.png and OUT/extension.json: how much a frame
@@ -81,11 +81,11 @@ def base_alone(system: VDM, settings: VDMSettings) -> VDM:
 
 
 def main() -> None:
-    if len(sys.argv) != 4 or sys.argv[1] not in ("guidance", "extension"):
+    if len(sys.argv) not in (4, 5) or sys.argv[1] not in ("guidance", "extension"):
         raise SystemExit(__doc__)
     out = Path(sys.argv[3])
     out.mkdir(parents=True, exist_ok=True)
-    system = load_system(Path(sys.argv[2]))
+    system = load_system(Path(sys.argv[2]), precision="".join(sys.argv[4:]))
     if not isinstance(system, VDM):
         raise SystemExit(f"{sys.argv[2]}: not a VDM; train one with: carrara train vdm")
     {"guidance": guidance, "extension": extension}[sys.argv[1]](system, out, PICTURED)
