@@ -77,7 +77,9 @@ def base_alone(system: VDM, settings: VDMSettings) -> VDM:
     if system.has_fine:
         sides = made.height // settings.space, made.width // settings.space
         made = replace(made, frames=settings.frames, height=sides[0], width=sides[1], fps=made.fps / settings.time)
-    return VDM({"base": system.first}, system.text_encoder, system.tokenizer, made, settings)
+    alone = VDM({"base": system.first}, system.text_encoder, system.tokenizer, made, settings)
+    alone.precision = system.precision
+    return alone
 
 
 def main() -> None:
