@@ -62,6 +62,8 @@ def assemble(
 ) -> LatentVideo:
     """The system that a recognised folder holds, on a device."""
     parts = found.parts(dtype, staged, offload, device)
+    if dtype == torch.bfloat16:
+        parts.autoencoder.pack()
     return LatentVideo(
         parts.autoencoder,
         parts.denoiser,

@@ -181,10 +181,7 @@ class LatentVideo:
         """
         from carrara.systems.folder import read_folder
 
-        system = read_folder(Path(folder), dtype, staged, offload)
-        if dtype == torch.bfloat16:
-            system.autoencoder.pack()
-        return system
+        return read_folder(Path(folder), dtype, staged, offload)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write a model folder that Carrara and diffusers' WanPipeline both read."""

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from carrara.core.config import read_json
 from carrara.core.precision import dtype_of
 from carrara.systems.system import System
@@ -53,6 +51,4 @@ def load_system(folder: Path, offload: bool = False, device: str = "cpu", precis
     found = recognise(folder)
     system = assemble(found, dtype, staged=found.foreign, offload=offload, device=device)
     system.precision = precision
-    if dtype == torch.bfloat16:
-        system.autoencoder.pack()
     return system
