@@ -128,6 +128,9 @@ def test_what_is_finished_is_left_alone_and_what_is_missing_is_made_again(made, 
     before = read(folder / "scoreboard.json")
     (folder / "scoreboard.json").unlink()
     (folder / "image/seed-0/row.json").unlink()
+    clips = [folder / f"image/seed-0/evaluation/model/{number:04d}.mp4" for number in range(PROMPTS)]
+    clips[1].unlink()
+    first = clips[0].stat().st_mtime_ns
     rows = {name: (folder / name / "seed-0/row.json") for name in SYSTEMS if name != "image"}
     written = {name: path.stat().st_mtime_ns for name, path in rows.items()}
     code, said = command(folder)
@@ -136,6 +139,8 @@ def test_what_is_finished_is_left_alone_and_what_is_missing_is_made_again(made, 
     assert said.endswith(markdown(after) + "\n")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == models
     assert {name: path.stat().st_mtime_ns for name, path in rows.items()} == written
+    assert clips[0].stat().st_mtime_ns == first  # a clip that is there is not made again
+    assert all(clip.is_file() for clip in clips)
     for old, new in zip(before["rows"], after["rows"], strict=True):
         for key in MEASURES:
             if key not in ("seconds", "memory"):

@@ -15,32 +15,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from einops import reduce
 from torch import Tensor
 
-from carrara.core.media import write_video
+from carrara.core.media import read_video, write_video
 from carrara.core.types import VideoShape
 from carrara.generation.baseline import frame_by_frame
 from carrara.generation.request import Request
 from carrara.generation.run import GenerationError, Model, load
 
 _STATUS = Path("/proc/self/status")
+_SECONDS = "seconds"
 
 
 @dataclass
 class MeasuredClips:
-    """A model's clips at `shape` and `fps`. alone: every frame made alone, from noise of its own; seconds: how long
-    each clip took that has been made so far."""
+    """A model's clips at `shape` and `fps`. alone: every frame made alone, from noise of its own."""
 
     model: Model
     shape: VideoShape
     fps: float
     alone: bool = False
-    seconds: list[float] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -66,6 +65,12 @@ class MeasuredClips:
         defaults = self.model.system.defaults
         return VideoShape(self.shape.frames, defaults.height, defaults.width)
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What makes them: the same says the same clips."""
+        alone = {"frames": "alone"} if self.alone else {}
+        return {"weights": self.model.system.fingerprint, "precision": self.model.system.precision} | alone
+
     def clip(self, prompt: str, seed: int) -> Tensor:
         """One clip, uint8 `t h w 3`, at the model's own size."""
         plan = self.model.plan(Request(prompt, seed=seed, frames=self.shape.frames, model=self.model.name))
@@ -74,13 +79,17 @@ class MeasuredClips:
         return torch.cat(list(self.model.frames(plan, progress=False)))
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None:
-        """Write `paths[i]`, replacing what is there, from `prompts[i]` and `seeds[i]`."""
+        """Write `paths[i]`, replacing what is there, from `prompts[i]` and `seeds[i]`; the file says its seconds."""
         for prompt, seed, path in zip(prompts, seeds, paths):
             began = time.perf_counter()
             frames = self.clip(prompt, seed)
-            self.seconds.append(time.perf_counter() - began)
-            about = {"prompt": prompt, "seed": str(seed), "model": self.model.name}
+            spent = f"{time.perf_counter() - began:.3f}"
+            about = {"prompt": prompt, "seed": str(seed), "model": self.model.name, _SECONDS: spent}
             write_video(path, shrink_to(frames, self.shape), self.fps, about, overwrite=True)
+
+    def seconds(self, paths: Sequence[Path]) -> list[float]:
+        """How long each of these clips took, in whichever process it was written."""
+        return [float(read_video(path)[2][_SECONDS]) for path in paths]
 
     def peak(self) -> int | None:
         """Bytes that a process which makes one clip holds at most; None where the system does not say."""

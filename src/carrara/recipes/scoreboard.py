@@ -49,9 +49,11 @@ class Clips(Protocol):
     def makes(self) -> VideoShape: ...
 
     @property
-    def seconds(self) -> list[float]: ...
+    def about(self) -> Mapping[str, str]: ...
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], paths: Sequence[Path]) -> None: ...
+
+    def seconds(self, paths: Sequence[Path]) -> list[float]: ...
 
     def peak(self) -> int | None: ...
 
@@ -148,12 +150,13 @@ class Scoreboard:
             clips = self.opens(model, contest.shape, contest.fps, SYSTEMS[row].alone, self.precision)
             made = clips.makes
             found["makes"] = f"{made.frames} of {made.width}x{made.height} at {contest.fps:g} fps"
-            subject = Subject(contest.shape, contest.fps, clips, about={"model": SYSTEMS[row].title})
+            subject = Subject(contest.shape, contest.fps, clips, about={"model": SYSTEMS[row].title, **clips.about})
             sections = evaluate(
                 subject, folder / "evaluation", only=PARTS, prompts=self.prompts, tell=lambda line: None
             )
             found["truth"] = _plain(cells_of(sections, TRUTH))
-            found["cells"] = _plain(cells_of(sections, MODEL) | _costs(clips))
+            written = sorted((folder / "evaluation" / MODEL).glob("*.mp4"))
+            found["cells"] = _plain(cells_of(sections, MODEL) | _costs(clips, written))
         except (ValueError, RuntimeError) as error:  # is told, and tried again by the next call
             found.setdefault("makes", "-")
             why = f"failed: {' '.join(str(error).split())}"
@@ -229,10 +232,10 @@ def checked(row: str, compute: Mapping[str, Any]) -> int:
     return int(compute["flops"])
 
 
-def _costs(clips: Clips) -> dict[str, Cell]:
+def _costs(clips: Clips, written: Sequence[Path]) -> dict[str, Cell]:
     peak = clips.peak()
     memory = Cell(None, "not told here") if peak is None else Cell(mean_estimate([round(peak / 2**20)]))
-    return {"seconds": Cell(mean_estimate(clips.seconds)), "memory": memory}
+    return {"seconds": Cell(mean_estimate(clips.seconds(written))), "memory": memory}
 
 
 def _plain(cells: Mapping[str, Cell]) -> dict[str, Any]:
