@@ -6,7 +6,7 @@ python examples/vdm_images.py OUT [--flops 1e14] [--images 0 4 8] [--seeds 3]
 Trains what is missing below OUT (after a stop it goes on) and writes OUT/images.json and OUT/images.png: the error on
 held-out clips, the mean over levels of noise and at each, without images behind them; how many clips and images were
 shown; and clips of seed 0, a row for each count. Ratios are to the first count, seed by seed, with 95% intervals over
-seeds: runs of a seed begin with the same weights.
+seeds: runs of a seed begin with the same weights and see the same clips.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from carrara.core.config import read_json, write_json
 from carrara.core.media import write_picture
 from carrara.evaluation.statistics import mean_estimate
 from carrara.recipes.compute import COMPUTE
+from carrara.recipes.runs import seeded
 from carrara.recipes.systems import contest
 from carrara.recipes.vdm import VDMRecipe
 from carrara.training.metrics import read_metrics
@@ -34,7 +35,7 @@ Losses = Mapping[str, float]
 
 def run_of(recipe: VDMRecipe, images: int, seed: int, flops: float) -> VDMRecipe:
     """The recipe's base alone, with so many images behind a clip."""
-    return replace(recipe, base=replace(recipe.base, images=images, flops=flops), only_base=True, seed=seed)
+    return seeded(replace(recipe, base=replace(recipe.base, images=images, flops=flops), only_base=True), seed)
 
 
 def trained(recipe: VDMRecipe, folder: Path) -> dict[str, Any]:

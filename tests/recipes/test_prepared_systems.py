@@ -253,6 +253,30 @@ def test_rates_are_those_that_frames_left_out_give(clips):
     assert fast < slow
 
 
+def test_each_rate_shows_every_clip_once_before_any_twice(clips, monkeypatch):
+    wanted = tiny_make_a_video("").wanted("decoder")
+    numbers, chosen = clips.trained(wanted), {}
+    cut = PreparedClips.cut
+
+    def watched(self: PreparedClips, numbers: list[int], wanted: object, every: int, seed: int):
+        chosen.setdefault(every, []).extend(numbers)
+        return cut(self, numbers, wanted, every, seed)
+
+    monkeypatch.setattr(PreparedClips, "cut", watched)
+    pools, rates = shown_at(clips, wanted, numbers, Rates(2.0, 30.0), 2), Rates(2.0, 30.0, 10)
+    at = prepared_unlabelled(clips, wanted, numbers, rates, 2, 0)
+    for step in range(60):
+        at(step)
+    assert set(chosen) == set(pools)
+    for every, seen in chosen.items():
+        whole = len(pools[every])
+        assert len(seen) > whole
+        for start in range(0, len(seen) - whole + 1, whole):
+            assert sorted(seen[start : start + whole]) == sorted(pools[every])
+    again = prepared_unlabelled(clips, wanted, numbers, rates, 2, 0)
+    assert again(37).video.equal(at(37).video)  # a run that is resumed there
+
+
 def _moved(batch: UnlabelledClips) -> torch.Tensor:
     return batch.video.float().diff(dim=1).abs().mean()
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import carrara
 from carrara.cli import run
@@ -21,9 +22,12 @@ from carrara.evaluation.scoreboard import MEASURES, Cell, markdown
 from carrara.generation.measured import MeasuredClips
 from carrara.recipes import RECIPES
 from carrara.recipes.make_a_video import PHASES
+from carrara.recipes.make_a_video_data import unlabelled_clips
+from carrara.recipes.runs import seeded, trainings
 from carrara.recipes.scoreboard import Scoreboard, checked
 from carrara.recipes.systems import BASE_SHARE, SYSTEMS, contest, contest_tiny
 from carrara.recipes.systems_command import systems
+from carrara.recipes.vdm_data import pond_data
 from carrara.systems.make_a_video import STAGES
 from carrara.systems.registry import load_system
 
@@ -243,6 +247,23 @@ def test_the_whole_contest_is_of_one_clip():
     assert whole.make_a_video.side * settings.space**2 == 2 * whole.shape.height
     assert whole.image.base.shape == replace(whole.shape, frames=1)
     assert tuple(SYSTEMS["make-a-video"].stages) == PHASES
+
+
+@pytest.mark.parametrize("row", SYSTEMS)
+def test_seeds_are_trainings_that_share_no_chance(row):
+    one, other = (contest_tiny().recipe(row, BUDGET, seed) for seed in (0, 1))
+    assert {config.seed for config in trainings(one)} == {0}
+    assert {config.seed for config in trainings(other)} == {1}
+    assert (one.seed, other.seed) == (0, 1)
+    assert replace(seeded(other, 0), seed=0) == one
+    if row == "make-a-video":
+        sources = [unlabelled_clips(recipe, "decoder", torch.device("cpu"), None) for recipe in (one, other)]
+    elif row != "latent":
+        sources = [pond_data(recipe, "base", torch.device("cpu")) for recipe in (one, other)]
+    else:
+        return  # of one cache, in another order
+    assert not sources[0].batch(0).video.equal(sources[1].batch(0).video)
+    assert sources[0].validation.video.equal(sources[1].validation.video)
 
 
 def test_clips_that_cannot_be_brought_to_one_size_are_refused(made):

@@ -78,7 +78,7 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(train
     assert (folder / "base/model/base/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_base_alone_trains_for_a_given_compute(tmp_path):
+def test_a_base_alone_trains_for_a_given_compute(tmp_path, capsys):
     recipe = RECIPES["vdm-tiny"]()
     assert isinstance(recipe, VDMRecipe)
     step = recipe.phase("base", recipe.fresh(), recipe.base, torch.device("cpu")).step_flops()
@@ -89,6 +89,12 @@ def test_a_base_alone_trains_for_a_given_compute(tmp_path):
     (tmp_path / "base/model/model_index.json").unlink()
     longer = replace(recipe, base=replace(recipe.base, flops=3.4 * step))
     assert longer.run(tmp_path) == tmp_path / "base/model"  # its length is no other recipe, and its decay is over
+    capsys.readouterr()
+    assert replace(recipe, base=replace(recipe.base, flops=30 * step)).run(tmp_path) == tmp_path / "base/model"
+    assert "is finished; to train it with" in capsys.readouterr().out
+    (tmp_path / "base/compute.json").unlink()  # as after a stop between the last step and the count
+    assert recipe.run(tmp_path) == tmp_path / "base/model"
+    assert json.loads((tmp_path / "base/compute.json").read_text()) == told
     (tmp_path / "base/model/model_index.json").unlink()
     other = replace(recipe, base=replace(recipe.base, images=0))
     with pytest.raises(ValueError, match="images"):

@@ -16,9 +16,9 @@ from carrara.denoisers.unet_inflation import inflate
 from carrara.diffusion.conditioning import Start
 from carrara.systems.image_prior import Captions, ContrastivePhase, PriorPhase
 from carrara.systems.latent import Defaults, Known, Sampling
-from carrara.systems.make_a_video import FASTEST, STAGES, MakeAVideo, MakeAVideoSettings
+from carrara.systems.make_a_video import FASTEST, STAGES, Asked, MakeAVideo, MakeAVideoSettings
 from carrara.systems.registry import load_system
-from carrara.systems.stage import Tally
+from carrara.systems.stage import COSINE, Tally
 from carrara.systems.stage_phase import CaptionedClips
 from carrara.systems.system import System
 from carrara.systems.unlabelled_phase import UnlabelledClips, UnlabelledPhase, draw_known
@@ -196,6 +196,7 @@ def test_known_frames_are_every_few_or_the_first_and_never_all():
     assert not known.all(dim=1).any()
     patterns = {tuple(row) for row in known.int().tolist()}
     assert {(1, 0, 1, 0, 1, 0, 1), (1, 0, 0, 1, 0, 0, 1), (1, 0, 0, 0, 0, 0, 0), (1, 1, 0, 0, 0, 0, 0)} <= patterns
+    assert (1, 1, 1, 1, 1, 1, 0) in patterns  # the last block of a longer clip may lack one frame
     assert not draw_known(50, 2, 2, torch.Generator().manual_seed(0)).all(dim=1).any()
 
 
@@ -249,6 +250,34 @@ def test_the_decoder_s_frames_stay_as_they_are_among_those_filled_in(filling, mo
     assert made[:, :, ::2].equal(seen[0][:, :, ::2])
     assert seen[0][:, :, 1::2].eq(0).all()
     assert (made[:, :, 1::2].abs() > 0).all(dim=1).any()
+
+
+def test_known_frames_are_noised_for_the_interpolating_network_as_in_training(filling):
+    """With the noise that sampling began with, at the level of the rest, at every step."""
+    clip, known = pixels(1, 3, 4, 8, 8), torch.tensor([[True, False, True, False]])
+    network, seen = filling.networks["interpolation"], []
+    hook = network.register_forward_pre_hook(lambda _, given: seen.append((given[0], given[1])))
+    sampling = replace(SAMPLING, steps=6)
+    asked = Asked(torch.ones(1, 6), None, sampling, [torch.Generator().manual_seed(0)], Tally(6))
+    with torch.no_grad():
+        made = filling.fill(clip, known, asked)
+    hook.remove()
+    assert made[:, :, ::2].equal(clip[:, :, ::2])
+    noises = [(x - COSINE.alpha(t.float()) * clip) / COSINE.sigma(t.float()) for x, t in seen]
+    assert len(noises) == 6
+    for noise in noises:
+        torch.testing.assert_close(noise[:, :, ::2], noises[0][:, :, ::2], atol=1e-3, rtol=1e-3)
+    assert noises[0][:, :, ::2].std().item() == pytest.approx(1, abs=0.15)
+    assert (noises[0] - noises[-1])[:, :, 1::2].abs().max() > 0.1
+
+
+def test_one_frame_is_the_first_of_a_clip_once_layers_along_time_are_there(whole):
+    clip = whole.sample([PROMPT], [1], VideoShape(SETTINGS.frames, 32, 32), SAMPLING)
+    image = whole.sample([PROMPT], [1], VideoShape(1, 32, 32), SAMPLING)
+    torch.testing.assert_close(image, clip[:, :, :1], atol=1e-5, rtol=1e-5)
+    assert whole.peak_memory(VideoShape(1, 32, 32)) == whole.peak_memory(VideoShape(SETTINGS.frames, 32, 32))
+    still = system_of(1, still=True)
+    assert still.sample([PROMPT], [1], VideoShape(1, 8, 8), SAMPLING).shape == (1, 3, 1, 8, 8)
 
 
 def test_an_image_is_animated_kept_to_the_bit_and_read_instead_of_the_text(whole):

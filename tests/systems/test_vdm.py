@@ -94,6 +94,21 @@ def test_known_pixels_are_kept_to_the_bit_and_the_rest_answers_to_them(base, by)
     assert (made[0] - made[1])[~where].abs().max() > 1e-3
 
 
+def test_thresholds_that_scale_an_estimate_leave_what_is_known_as_it_is(base):
+    shape, mask = VideoShape(4, 8, 8), torch.zeros(1, 4, 8, 8, dtype=torch.bool)
+    mask[:, 0] = True
+    known = torch.ones(1, 3, 4, 8, 8)
+    for by in ("guide", "replace"):
+        process = Process(threshold="dynamic")
+        system = VDM(
+            base.networks, base.text_encoder, base.tokenizer, base.defaults, replace(SETTINGS, process=process)
+        )
+        strong = replace(SAMPLING, guidance=40.0)  # estimates far beyond the limits
+        made = system.sample([PROMPT], [3], shape, strong, known=Known(known, mask, by))
+        assert made[:, :, 0].equal(known[:, :, 0])
+        assert made.abs().max() <= 1
+
+
 def test_guidance_towards_the_known_is_not_replacement_and_is_none_at_weight_zero(base):
     shape = VideoShape(8, 8, 8)
 

@@ -168,6 +168,15 @@ def test_averages_are_swapped_in_for_validation_and_export_only(tmp_path: Path):
     assert same(phase.validated[-1], dict(exported.named_parameters()))
 
 
+def test_a_network_that_was_read_to_evaluate_trains_as_any_other(tmp_path: Path):
+    """Dropout from the first step on, so that steps before and behind a validation or a resume are alike."""
+    fresh, read = Regression(), Regression()
+    read.module.eval()
+    run(fresh, CONFIG, tmp_path / "fresh")
+    run(read, CONFIG, tmp_path / "read")
+    assert same(weights(fresh), weights(read))
+
+
 def test_kept_steps_are_what_shorter_runs_at_the_same_rate_export(tmp_path: Path):
     """A budget read off a run at a constant rate is the run of that budget."""
     constant = replace(CONFIG, decay_share=0.0)

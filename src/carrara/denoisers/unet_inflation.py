@@ -12,14 +12,14 @@ from carrara.denoisers.unet3d import UNet3D, UNetConfig
 
 
 @torch.no_grad()
-def inflate(known: UNet3D, config: UNetConfig) -> UNet3D:
-    """A network of `config` that begins as `known`: what it has more changes nothing at first.
+def inflate(known: UNet3D, config: UNetConfig, seed: int = 0) -> UNet3D:
+    """A network of `config` that begins as `known`: what it has more changes nothing at first. seed: of new weights.
 
     More may be layers along time (the identity), scalars that are told, and given channels (weights of zero). Raises
     ValueError where the two differ in anything else.
     """
     grown = UNet3D(config)
-    grown.init_weights(0)
+    grown.init_weights(seed)
     times, theirs = grown.time_parameters(), known.state_dict()
     missing = set(theirs)
     for name, parameter in grown.named_parameters():

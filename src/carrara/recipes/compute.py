@@ -91,6 +91,14 @@ def write_compute(folder: Path, stage: str, cost: Cost) -> None:
     print(json.dumps(compute))
 
 
+def tell_finished(folder: Path, flops: float | None) -> None:
+    """Say so where a finished training took another compute than is asked for: its rate has fallen, it cannot go on."""
+    spent = read_json(folder / COMPUTE)
+    if flops is not None and abs(spent["flops"] - flops) > max(spent["step_flops"], 0.01 * flops):
+        took = f"was trained with {spent['flops']:.3g} FLOP and is finished"
+        print(f"{folder}: {took}; to train it with {flops:.3g}, give another folder (-o)")
+
+
 def steps_of(folder: Path) -> int:
     """How many steps a training folder tells of."""
     return max(line["step"] for line in read_metrics(folder / "metrics.jsonl"))

@@ -35,7 +35,15 @@ from carrara.data.prepared import Prepared
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
-from carrara.recipes.compute import COMPUTE, check_flops, cost_of, sum_compute, train_counted, write_compute
+from carrara.recipes.compute import (
+    COMPUTE,
+    check_flops,
+    cost_of,
+    sum_compute,
+    tell_finished,
+    train_counted,
+    write_compute,
+)
 from carrara.recipes.device import chosen_device
 from carrara.recipes.make_a_video_data import OF_CAPTIONED, READERS, captioned_images, unlabelled_clips
 from carrara.recipes.pond import PICTURED
@@ -180,6 +188,7 @@ class MakeAVideoRecipe(Recipe):
                 made = self._train(folder / name, name, self.grown(system, name), device, clips)
             if not (folder / name / COMPUTE).is_file():  # trained before all phases were counted
                 write_compute(folder / name, name, cost_of(self.phase(name, self.grown(system, name), device, clips)))
+            tell_finished(folder / name, self._flops(name))
             system = MakeAVideo.load(made)
         sum_compute(folder, phases)
         return made
@@ -210,7 +219,7 @@ class MakeAVideoRecipe(Recipe):
             return system
         config, networks, settings = self._config(phase), dict(system.networks), self.settings
         if phase in ("decoder", "interpolation"):
-            networks[phase] = inflate(networks["decoder"], config)
+            networks[phase] = inflate(networks["decoder"], config, self.seed)
         else:
             networks[phase] = UNet3D(config)
             networks[phase].init_weights(self.seed + STAGES.index(phase))
@@ -255,9 +264,12 @@ class MakeAVideoRecipe(Recipe):
         if clips:
             clips.verify()
         plan = self.plan(name)
-        flops = None if self.flops is None else self.flops * plan.share
         phase = self.phase(name, system, device, clips)
-        return train_counted(phase, plan.train, folder, self._kept(name, clips), name, flops)
+        return train_counted(phase, plan.train, folder, self._kept(name, clips), name, self._flops(name))
+
+    def _flops(self, name: str) -> float | None:
+        """Compute to train a phase with."""
+        return None if self.flops is None else self.flops * self.plan(name).share
 
     def _kept(self, name: str, clips: PreparedClips | None = None) -> dict[str, object]:
         """What a resumed run of a phase must have in common with the one before."""

@@ -13,7 +13,7 @@ from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_unlabelled import Rates, pond_unlabelled
 from carrara.recipes.prepared_clips import PreparedClips, captioned_clips, validation_clips
 from carrara.recipes.prepared_unlabelled import prepared_unlabelled, unlabelled_validation
-from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES, IMAGES_APART
+from carrara.recipes.scene_numbers import CLIP_VALIDATION_SCENES, IMAGES_APART, clips_of_seed
 from carrara.systems.stage_phase import CaptionedClips
 from carrara.systems.unlabelled_phase import UnlabelledClips
 
@@ -56,7 +56,7 @@ def captioned_images(
         return pond_clips(wanted.shape, 8.0, batch, 0, *about)
 
     return Captioned(
-        pond(plan.batch, recipe.seed, CLIP_SCENES + IMAGES_APART),
+        pond(plan.batch, recipe.seed, clips_of_seed(recipe.seed) + IMAGES_APART),
         pond(plan.validation, 0, CLIP_VALIDATION_SCENES + IMAGES_APART)(0),
     )
 
@@ -77,6 +77,6 @@ def unlabelled_clips(
         return pond_unlabelled(wanted.shape, rates, recipe.seconds, batch, recipe.mix, seed, device, first)
 
     return Unlabelled(
-        pond(recipe.rates, plan.batch, recipe.seed, CLIP_SCENES),
+        pond(recipe.rates, plan.batch, recipe.seed, clips_of_seed(recipe.seed)),
         pond(Rates(wanted.fps, wanted.fps, 0), plan.validation, 0, CLIP_VALIDATION_SCENES)(0),
     )

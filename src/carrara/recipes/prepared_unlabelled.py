@@ -28,12 +28,21 @@ def prepared_unlabelled(
     """
     silent, fps = clips.without_captions(), clips.prepared.fps
     pools = shown_at(silent, wanted, numbers, rates, batch)
+    visits: list[tuple[int, int]] = []  # of every step so far: its pool, and how many steps had that before
+    counts = dict.fromkeys(pools, 0)
+
+    def visit(step: int) -> tuple[int, int]:
+        while len(visits) <= step:
+            rate = rates.at(len(visits), seed)
+            every = min(pools, key=lambda each: abs(log(fps / each / rate)))
+            visits.append((every, counts[every]))
+            counts[every] += 1
+        return visits[step]
 
     def at(step: int) -> UnlabelledClips:
-        rate = rates.at(step, seed)
-        every = min(pools, key=lambda each: abs(log(fps / each / rate)))
+        every, before = visit(step)
         pool = pools[every]
-        chosen = [pool[place] for place in indices(step, batch, len(pool), mix_seed(seed, every)).tolist()]
+        chosen = [pool[place] for place in indices(before, batch, len(pool), mix_seed(seed, every)).tolist()]
         told = fps / every if wanted.shape.frames > 1 else wanted.fps
         return UnlabelledClips(silent.cut(chosen, wanted, every, mix_seed(seed, step)), told)
 

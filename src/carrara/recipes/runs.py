@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from carrara.core.config import read_json, to_dict
 from carrara.core.files import check_folder
@@ -71,7 +71,7 @@ class Recipe(ABC):
                     f"{folder}: holds a run of {kind}, and {self.kind} was asked for; "
                     "give another folder (-o), or move this one away"
                 )
-        if any(config.compile for config in _trainings(self)):
+        if any(config.compile for config in trainings(self)):
             check_compiler()
         return self._run(folder)
 
@@ -84,13 +84,30 @@ class Recipe(ABC):
         """Train below a folder that is this recipe's."""
 
 
-def _trainings(settings: Any) -> Iterator[TrainConfig]:
+R = TypeVar("R", bound=Recipe)
+
+
+def seeded(recipe: R, seed: int) -> R:
+    """The recipe with all its chance anew: weights, scenes or their order, and what every training in it draws."""
+    return replace(_seeded(recipe, seed), seed=seed)
+
+
+def _seeded(settings: Any, seed: int) -> Any:
+    if isinstance(settings, TrainConfig):
+        return replace(settings, seed=seed)
+    if not is_dataclass(settings) or isinstance(settings, type):
+        return settings
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return replace(settings, **{name: _seeded(value, seed) for name, value in values.items() if is_dataclass(value)})
+
+
+def trainings(settings: Any) -> Iterator[TrainConfig]:
     """Of a recipe, or of a stage in it, how everything in it is trained."""
     if isinstance(settings, TrainConfig):
         yield settings
     elif is_dataclass(settings):
         for field in fields(settings):
-            yield from _trainings(getattr(settings, field.name))
+            yield from trainings(getattr(settings, field.name))
 
 
 def check_finished(folder: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from carrara.denoisers.unet3d import NO_TIME, UNetConfig
 from carrara.recipes.make_a_video import PHASES, MakeAVideoRecipe, make_a_video, make_a_video_tiny
 from carrara.recipes.pond import PondRecipe, pond, pond_tiny
 from carrara.recipes.pond_unlabelled import Rates
+from carrara.recipes.runs import seeded
 from carrara.recipes.vdm import VDMRecipe, vdm, vdm_tiny
 from carrara.systems.vdm import VDMSettings
 
@@ -95,12 +96,12 @@ class Contest:
         """A row's recipe for a training of so much compute."""
         if row == "vdm":
             base, fine = replace(self.vdm.base, flops=BASE_SHARE * flops), self.vdm.fine
-            return replace(self.vdm, base=base, fine=replace(fine, flops=(1 - BASE_SHARE) * flops), seed=seed)
+            return seeded(replace(self.vdm, base=base, fine=replace(fine, flops=(1 - BASE_SHARE) * flops)), seed)
         if row == "make-a-video":
-            return replace(self.make_a_video, flops=flops, seed=seed)
+            return seeded(replace(self.make_a_video, flops=flops), seed)
         if row == "latent":
-            return replace(self.latent, denoiser=replace(self.latent.denoiser, flops=flops), seed=seed)
-        return replace(self.image, base=replace(self.image.base, flops=flops), seed=seed)
+            return seeded(replace(self.latent, denoiser=replace(self.latent.denoiser, flops=flops)), seed)
+        return seeded(replace(self.image, base=replace(self.image.base, flops=flops)), seed)
 
 
 def listing() -> str:

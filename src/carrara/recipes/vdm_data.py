@@ -11,7 +11,7 @@ import torch
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.prepared_clips import PreparedClips, captioned_clips, validation_clips
-from carrara.recipes.scene_numbers import CLIP_SCENES, CLIP_VALIDATION_SCENES
+from carrara.recipes.scene_numbers import CLIP_VALIDATION_SCENES, clips_of_seed
 from carrara.systems.stage_phase import CaptionedClips
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def pond_data(recipe: VDMRecipe, stage: str, device: torch.device) -> StageData:
         return pond_clips(plan.shape, plan.fps, batch, images, *about)
 
     return StageData(
-        clips(plan.batch, plan.images, recipe.seed, CLIP_SCENES),
+        clips(plan.batch, plan.images, recipe.seed, clips_of_seed(recipe.seed)),
         clips(plan.validation, 0, 0, CLIP_VALIDATION_SCENES)(0),
         PICTURED,
     )

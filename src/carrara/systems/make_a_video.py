@@ -203,6 +203,7 @@ class MakeAVideo(PixelSystem):
     ) -> Tensor:
         """Draw clips `b 3 t h w` in [-1, 1]; with the interpolating network of any length, and around known frames.
 
+        A single frame is the first one of a clip: once there are layers along time, all weights have learned with them.
         known: whole frames, such as an image to animate; the text is then not read, the embedding is that of the first
         of them. Raises ValueError for what a Make-A-Video cannot take.
         """
@@ -214,10 +215,11 @@ class MakeAVideo(PixelSystem):
         if not fills and shape.frames > (most := settings.frames if self.moves else 1):
             raise ValueError(f"frames={shape.frames}: this Make-A-Video makes up to {most} so far; train it further")
         self.check_sides(shape)
-        small = replace(shape, height=shape.height // self.enlargement, width=shape.width // self.enlargement)
+        whole = replace(shape, frames=self._drawn(shape.frames, known is not None))
+        small = replace(whole, height=shape.height // self.enlargement, width=shape.width // self.enlargement)
         with torch.no_grad():
             generators, captions = sample_generators(seeds), Captions(self)
-            tally = Tally(self._evaluations(shape.frames, sampling, known is not None), progress, watch)
+            tally = Tally(self._evaluations(whole.frames, sampling, known is not None), progress, watch)
             if known is None:
                 reading = replace(sampling, steps=settings.prior_steps, guidance=settings.prior_guidance)
                 vector = captions.draw(prompts, reading, generators)
@@ -232,7 +234,9 @@ class MakeAVideo(PixelSystem):
                 clip = self.fill(shrink(frames, 1, self.enlargement), mask, asked)
             fine = replace(sampling, steps=settings.fine_steps)
             for name in (name for name in ENLARGING if name in self.networks):
-                clip = self.draw_larger(name, clip, fine, generators, tally)
+                shown = clip if name == "space_time" else clip[:, :, : shape.frames]
+                clip = self.draw_larger(name, shown, fine, generators, tally)
+            clip = clip[:, :, : shape.frames]
             return clip if known is None else torch.where(known.mask[:, None], known.latents, clip)
 
     @property
@@ -274,7 +278,13 @@ class MakeAVideo(PixelSystem):
                 for vector in (asked.vector, asked.null)
             )
             assert told is not None
-            made = stage.draw(values.shape[1:], told, null, asked.sampling, asked.generators, asked.tally)
+
+            def keep(
+                denoise: Denoise, noise: Tensor
+            ) -> Denoise:  # what is known is noised as the rest is, as training has it
+                return replace_known(denoise, values, here, noise)
+
+            made = stage.draw(values.shape[1:], told, null, asked.sampling, asked.generators, asked.tally, keep)
             return torch.where(here[:, None, :, None, None], values, made)
 
         stage_name, rate = "interpolation", settings.fps * settings.skip
@@ -307,6 +317,14 @@ class MakeAVideo(PixelSystem):
             return self.stage(name).draw(size, told, None, sampling, generators, tally, keep, one_noise=alone)
 
         return make(Block(0, frames, 0), None) if alone else by_blocks(frames, settings.frames, settings.overlap, make)
+
+    def peak_memory(self, shape: VideoShape) -> int:
+        """Bytes; see `PixelSystem`."""
+        return super().peak_memory(replace(shape, frames=self._drawn(shape.frames, False)))
+
+    def _drawn(self, frames: int, known: bool) -> int:
+        """How many frames are drawn where so many are wanted."""
+        return self.settings.frames if frames == 1 and self.moves and not known else frames
 
     def _decoded(self, frames: int) -> int:
         """How many frames the decoder makes for a clip of so many."""

@@ -108,14 +108,16 @@ class Stage:
         channels, frames, *sides = size
         noise = draw_noise((channels, 1 if one_noise else frames, *sides), generators).to(self.device)
         noise = noise.expand(-1, -1, frames, -1, -1).contiguous()
-        bound = THRESHOLDS[self.process.threshold]
+        bound, bounded = THRESHOLDS[self.process.threshold], self.process.threshold != "none"
         guidance = Guidance(sampling.guidance, sampling.interval, sampling.rescale)
         denoise = self.estimate(conditions)
         if null is not None:
             denoise = guide(denoise, self.estimate(null), guidance)
         denoise = bound(denoise)
         if wrap is not None:
-            denoise = bound(wrap(denoise, noise))
+            denoise = wrap(denoise, noise)
+            if bounded:  # by its limits alone: what is known lies within them, and is not scaled with the rest
+                denoise = threshold_static(denoise)
         if tally is not None:
             denoise = tally(denoise)
         return choose("sampler", sampling.sampler, SAMPLERS)(denoise, noise, sampling.points(), generators)

@@ -15,6 +15,8 @@ import torch
 from einops import repeat
 from torch import Generator, Tensor, nn
 
+from carrara.diffusion.conditioning import replace_known
+from carrara.diffusion.grids import Denoise
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.stage import draw_levels
@@ -92,9 +94,13 @@ class UnlabelledPhase:
     def picture(self) -> Tensor:
         """Frames of a few clips, drawn from what the stage is told of the fixed ones, from fixed seeds."""
         clip = to_unit(self.validation.video[:4]).to(self.system.device)
-        told, _ = self.system.tell(self.stage, clip, self.validation.fps, Generator(clip.device).manual_seed(0))
+        told, known = self.system.tell(self.stage, clip, self.validation.fps, Generator(clip.device).manual_seed(0))
         generators = [Generator().manual_seed(seed) for seed in range(len(clip))]
-        made = self.system.stage(self.stage).draw(clip.shape[1:], told, None, self.sampling, generators)
+
+        def keep(denoise: Denoise, noise: Tensor) -> Denoise:
+            return replace_known(denoise, clip, known, noise)
+
+        made = self.system.stage(self.stage).draw(clip.shape[1:], told, None, self.sampling, generators, wrap=keep)
         return film(to_bytes(made), 8)
 
     def export(self, folder: Path) -> None:
@@ -127,7 +133,7 @@ def draw_known(clips: int, frames: int, most_skip: int, generator: Generator) ->
         return repeat(found, "b 1 -> b f", f=frames)
 
     at = torch.arange(frames, device=generator.device)
-    kind, skip, offset, begin = draw(0, 2), draw(2, most_skip), draw(0, most_skip), draw(1, max(1, frames // 2))
+    kind, skip, offset, begin = draw(0, 2), draw(2, most_skip), draw(0, most_skip), draw(1, max(1, frames - 1))
     every, first = (at + torch.where(kind == 2, offset, 0)) % skip == 0, at < begin
     known = torch.where(kind == 0, every, torch.where(kind == 1, first, every | first))
     return known & ~(known.all(dim=1, keepdim=True) & (at == frames - 1))

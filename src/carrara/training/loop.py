@@ -117,7 +117,7 @@ class _Run:
         self.phase, self.config, self.folder, self.progress = phase, config, folder, progress
         self.team, self.clock = team, team.clock(clock)
         self.settings = {"train": to_dict(config), "recipe": dict(settings)}
-        self.module: nn.Module = phase.module
+        self.module: nn.Module = phase.module.train()  # read from a folder, it may still be as it evaluates
         self.pieces = Pieces.of(config.pieces, team.share, team.shares)
         if team.sequence > 1 and getattr(phase, "content_head", None) is not None:
             raise ValueError(
