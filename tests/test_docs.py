@@ -34,6 +34,24 @@ def test_commands_run(page, tmp_path, monkeypatch, capsys):
             assert run(arguments) == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_two_commands_of_a_page_write_the_same_clip(page):
+    """A file that exists is refused, so the second command would fail for whoever follows the page."""
+    written: list[str] = []
+    for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^(?:\$ )?(carrara (?:generate|data pond) .*)$", block, re.MULTILINE):
+            words = shlex.split(line, comments=True)[1:]
+            to = next((words[n + 1] for n, word in enumerate(words) if word in ("-o", "--output")), "out/")
+            if words[0] == "data":
+                written.append(words[2])
+            elif "--from" in words or Path(to).suffix:
+                written.append(to)
+            else:
+                written += [f"{to}{prompt}" for prompt in words[1:] if " " in prompt]
+    twice = {name for name in written if written.count(name) > 1}
+    assert not twice, f"{page.name}: {twice}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -151,6 +151,19 @@ def test_what_is_finished_is_left_alone_and_what_is_missing_is_made_again(made, 
                 assert old["cells"][key] == new["cells"][key], (old["name"], key)
 
 
+def test_a_table_of_some_rows_keeps_those_that_are_there(made, tmp_path):
+    shutil.copytree(made[0], folder := tmp_path / "run")
+    before = read(folder / "scoreboard.json")
+    for name in ("make-a-video", "latent"):
+        (folder / name / "seed-0/row.json").unlink()
+    code, _ = command(folder, "--rows", "image")
+    assert code == 0
+    rows = read(folder / "scoreboard.json")["rows"]
+    assert rows == [row for row in before["rows"] if row["name"] in ("vdm", "image", "truth")]
+    sheet, _, _ = read_video(folder / "pictures/prompt-0.png")
+    assert sheet.shape[1] < read_video(made[0] / "pictures/prompt-0.png")[0].shape[1]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -171,7 +171,7 @@ def test_what_a_vdm_cannot_take_is_refused(base, cascade):
         base.sample([PROMPT], [1], shape, SAMPLING, start=Start(pixels, 0.5))
     with pytest.raises(ValueError, match="up to 4 frames"):
         base.sample([PROMPT], [1], VideoShape(5, 8, 8), SAMPLING, known=known)
-    with pytest.raises(ValueError, match="made in one stage"):
+    with pytest.raises(ValueError, match="one stage, and this one has two"):
         cascade.sample([PROMPT], [1], VideoShape(4, 16, 16), SAMPLING, known=known)
     with pytest.raises(ValueError, match="width=18: must be a multiple of 4"):
         cascade.sample([PROMPT], [1], VideoShape(4, 16, 18), SAMPLING)

@@ -35,7 +35,7 @@ def train(args: list[str]) -> int:
         return 0  # one process of several tells
     runs = (model / "model_index.json").is_file()  # not every recipe trains what makes clips from prompts
     prompt = getattr(recipe, "example", "a red ball bounces on the grass")
-    print(f'{model}  try: carrara generate --model {model} "{prompt}"' if runs else model)
+    print(f'{model}  try: carrara generate --model {model} "{prompt}" -o {model.parent}/try.mp4' if runs else model)
     return 0
 
 

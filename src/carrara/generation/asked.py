@@ -17,6 +17,7 @@ from carrara.diffusion.samplers import SAMPLERS
 from carrara.generation.conditions import Conditions
 from carrara.generation.timeline import Timeline
 from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.pixel_system import PixelSystem
 from carrara.systems.wan_image import check_images
 
 if TYPE_CHECKING:
@@ -56,6 +57,29 @@ def check_images_told(timeline: Timeline, conditions: Conditions, system: Latent
         raise ValueError(f"last: this model takes it in one pass of 4k+1 frames; of {timeline.end} it cannot")
     first = timeline.known[windows[0].fresh - 1]
     check_images(system.denoiser.config, system.autoencoder, first, last, system.image_tower)
+
+
+def check_pixels(
+    request: Request, timeline: Timeline, conditions: Conditions, system: PixelSystem, later: bool
+) -> None:
+    """Refuse what a system of pixels cannot be told, before its first window is made. later: whether frames behind a
+    beginning are told."""
+    by, kept = conditions.known_by, timeline.hole is not None or any(window.prefix for window in timeline.windows)
+    if later or timeline.strength < 1:
+        said = next(name for name in conditions.said() if name not in ("image", "fit", "known_by", "guide_weight"))
+        raise ValueError(f"{said}: this model is told text, and what a clip begins with; nothing else of a clip")
+    if by is not None and by not in system.KEEPS_BY:
+        ways = f"expected one of {', '.join(system.KEEPS_BY)}" if system.KEEPS_BY else "this model has a way of its own"
+        raise ValueError(f"known_by={by}: {ways}; leave it out")
+    if system.READS_FRAMES and kept:
+        for name in ("prompt_at", "negative"):
+            if getattr(request, name):
+                raise ValueError(
+                    f"{name}: where frames are given, or a clip goes on, this model reads no text; leave it out"
+                )
+    if kept:
+        for window in timeline.windows:
+            system.check_keeps(window.frames, timeline.hole is None)
 
 
 def check_strides(request: Request, system: LatentVideo) -> None:
@@ -154,5 +178,7 @@ def sampling_asked(request: Request, system: LatentVideo) -> Sampling:
     check_number("rescale", sampling.rescale, 0, 1)
     choose("sampler", str(sampling.sampler), SAMPLERS)
     Guidance(sampling.guidance, sampling.interval, sampling.rescale)
+    if isinstance(system, PixelSystem):
+        system.check_sampling(sampling)
     sampling.points()
     return sampling

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from carrara.core.types import Keyframes, VideoShape
-from carrara.diffusion.conditioning import GUIDE_WEIGHT
 from carrara.generation.holes import filled, latent_hole
 from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import ImageContext, Known, LatentVideo, Start
@@ -48,8 +47,8 @@ def tell(
     by: str = "hold",
     weight: float | None = None,
 ) -> Told:
-    """What is known of a window when it is made. `by`: how known latents are kept; weight: of the way "guide"."""
-    weight = GUIDE_WEIGHT if weight is None else weight
+    """What is known of a window when it is made. `by`: how known latents are kept; weight: of the way "guide", None for
+    the system's own."""
     prefix = [_given(frame, index) for index in range(window.start, window.fresh)]
     if reads_image(system):
         last = frame(window.stop - 1)
@@ -108,7 +107,7 @@ def _on_source(
     prefix: list[Tensor],
     keyframes: Keyframes | None,
     by: str,
-    weight: float,
+    weight: float | None,
 ) -> Told:
     assert timeline.source is not None
     places = torch.arange(window.start, window.stop).clamp_max(len(timeline.source) - 1)  # its last frame goes on

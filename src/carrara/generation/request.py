@@ -13,6 +13,7 @@ from carrara.generation.asked import (
     check_images_told,
     check_known,
     check_number,
+    check_pixels,
     check_prompt,
     check_strides,
     sampling_asked,
@@ -26,6 +27,7 @@ from carrara.generation.modes import Length, lay_out
 from carrara.generation.passes import keyframe_indices, reads_image
 from carrara.generation.timeline import Timeline, Window
 from carrara.systems.latent import LatentVideo, Sampling
+from carrara.systems.pixel_system import PixelSystem
 
 MAX_SEED = 2**63 - 1
 
@@ -152,7 +154,8 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     shape = shape_asked(request, system)
     sampling = sampling_asked(request, system)
     check_strides(request, system)
-    if not request.prompt and not negative and not request.prompt_at and request.guidance is None:
+    read = not (isinstance(system, PixelSystem) and system.READS_FRAMES and conditions.pictured)
+    if read and not request.prompt and not negative and not request.prompt_at and request.guidance is None:
         sampling = replace(sampling, guidance=1.0)  # it would compare the null caption with itself
 
     length = Length(
@@ -179,9 +182,15 @@ def resolve(request: Request, system: LatentVideo, available: int | None = None)
     if request.fps is None and not 1 <= fps <= 120:
         said = f"the result would have {fps:g} frames a second, and must have from 1 to 120"
         raise ValueError(f"{material.name}: {said}; say another rate with fps")
+    if conditions.known_by is not None and not timeline.pictured and len(timeline.windows) == 1:
+        raise ValueError(
+            f"known_by={conditions.known_by}: says how what is given is kept, and nothing is; leave it out"
+        )
     tokens = max(len(_tokens(timeline, window, length.step)) for window in timeline.windows)
     if reads_image(system):
         check_images_told(timeline, conditions, system)
+    elif isinstance(system, PixelSystem):
+        check_pixels(request, timeline, conditions, system, bool(tokens))
     else:
         check_known(timeline, conditions, system, bool(tokens))
     longest = VideoShape(timeline.longest, shape.height, shape.width)

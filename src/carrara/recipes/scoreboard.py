@@ -92,11 +92,12 @@ class Scoreboard:
             raise ValueError(f"rows={self.rows}, seeds={self.seeds}: at least one of each")
 
     def make(self, folder: Path) -> dict[str, Any]:
-        """Train and measure every row below `folder`; returns the board, which is there in `scoreboard.json`, with
-        pictures beside it. Raises ValueError, before anything runs, for a folder of another scoreboard."""
+        """Train and measure the rows below `folder`; returns the board of these and of what is there already, which is
+        in `scoreboard.json`, with pictures beside it. Raises ValueError, before anything runs, for a folder of another
+        scoreboard."""
         self._claim(folder)
         rows, truth = [], None
-        for row in (row for row in SYSTEMS if row in self.rows):
+        for row in (row for row in SYSTEMS if row in self.rows or self._is_there(folder / row)):
             found = [self._measured(row, folder / row, seed) for seed in range(self.seeds)]
             rows.append(self._row(row, found))
             truth = truth or next((each["truth"] for each in found if each["truth"]), None)
@@ -111,7 +112,8 @@ class Scoreboard:
             "intervals": "95%, over trainings" if self.seeds > 1 else "95%, over prompts, of one training",
             "machine": f"{chosen_device('auto')}, {torch.get_num_threads()} threads",
             "command": f"carrara systems --flops {self.flops:g} --seeds {self.seeds} --prompts {self.prompts}"
-            + (f" --precision {self.precision}" if self.precision else ""),
+            + (f" --precision {self.precision}" if self.precision else "")
+            + (" --pond RUN" if self.pond else ""),
             **self._as_drawn(),
             "rows": rows,
         }
@@ -131,6 +133,10 @@ class Scoreboard:
         if self.pond is not None and "latent" in self.rows:
             open_run(self.contest.latent, self.pond)
         write_json(path, now)
+
+    def _is_there(self, home: Path) -> bool:
+        """Whether all trainings of a row have been measured."""
+        return all((home / f"seed-{seed}" / "row.json").is_file() for seed in range(self.seeds))
 
     def _as_drawn(self) -> dict[str, str]:
         return {"precision": self.precision} if self.precision else {}
@@ -204,13 +210,14 @@ class Scoreboard:
         """The same prompts through every system: a picture for each prompt, and half of them on one sheet."""
         sheets = []
         for number, prompt in enumerate(draw_prompts(min(PICTURED, self.prompts))):
-            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in SYSTEMS if row in self.rows}
+            shown = [row for row in SYSTEMS if row in self.rows or self._is_there(folder / row)]
+            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in shown}
             if places:
                 places |= {TRUTH: next(iter(places.values())).parent / TRUTH}
             files = {name: place / f"{number:04d}.mp4" for name, place in places.items()}
-            shown = {name: file for name, file in files.items() if file.is_file()}
-            if shown:
-                sheets.append(side_by_side(prompt.text, shown))
+            there = {name: file for name, file in files.items() if file.is_file()}
+            if there:
+                sheets.append(side_by_side(prompt.text, there))
                 write_picture(folder / "pictures" / f"prompt-{number}.png", torch.from_numpy(sheets[-1].copy()))
         if sheets:
             write_picture(folder / "scoreboard.png", torch.from_numpy(stacked(sheets[: PICTURED // 2])))

@@ -128,13 +128,13 @@ class Known:
 
     A token covers a patch of latents; it is told that it is clean where all of its patch is kept, and what is kept of
     another token is shown at that token's level. by: "hold", or a way for a model that knows one level only, see
-    `diffusion.conditioning`; weight: of the way "guide".
+    `diffusion.conditioning`; weight: of the way "guide", None for the system's own.
     """
 
     latents: Tensor
     mask: Tensor
     by: str = "hold"
-    weight: float = GUIDE_WEIGHT
+    weight: float | None = None
 
     def whole(self, patch: tuple[int, int, int]) -> Tensor:
         """Where all of a token is kept, `b f h w`."""
@@ -284,7 +284,8 @@ class LatentVideo:
             self.release_text()
             if known is not None:
                 whole = known.whole(self.patch)
-                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole, known.weight)
+                weight = GUIDE_WEIGHT if known.weight is None else known.weight
+                denoise = keep_known(known.by, denoise, known.latents, known.mask, noise, whole, weight)
             if progress is not None:
                 denoise = _counted(denoise, progress, evaluations(sampling.sampler, grid.steps))
             if watch is not None:

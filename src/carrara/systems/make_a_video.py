@@ -90,6 +90,7 @@ class MakeAVideo(PixelSystem):
 
     NAME = "CarraraMakeAVideo"
     SETTINGS = MakeAVideoSettings
+    READS_FRAMES = True
     settings: MakeAVideoSettings
 
     @classmethod
@@ -207,12 +208,12 @@ class MakeAVideo(PixelSystem):
         known: whole frames, such as an image to animate; the text is then not read, the embedding is that of the first
         of them. Raises ValueError for what a Make-A-Video cannot take.
         """
-        settings, fills = self.settings, "interpolation" in self.networks
+        settings = self.settings
         if keyframes is not None or start is not None:
             raise ValueError("a Make-A-Video takes no keyframes and no clip to begin from; give it text, or frames")
-        if known is not None and not fills:
-            raise ValueError("this Make-A-Video has no interpolating network yet, which frames are animated by")
-        if not fills and shape.frames > (most := settings.frames if self.moves else 1):
+        if known is not None:
+            self.check_keeps(shape.frames)
+        if not self.fills and shape.frames > (most := settings.frames if self.moves else 1):
             raise ValueError(f"frames={shape.frames}: this Make-A-Video makes up to {most} so far; train it further")
         self.check_sides(shape)
         whole = replace(shape, frames=self._drawn(shape.frames, known is not None))
@@ -239,6 +240,18 @@ class MakeAVideo(PixelSystem):
             clip = clip[:, :, : shape.frames]
             return clip if known is None else torch.where(known.mask[:, None], known.latents, clip)
 
+    def check_keeps(self, frames: int, whole: bool = True) -> None:
+        """Refuse known frames where nothing fills in others, and parts of frames (ValueError)."""
+        if not self.fills:
+            raise ValueError("this Make-A-Video has no interpolating network yet, which frames are animated by")
+        if not whole:
+            raise ValueError("a Make-A-Video keeps whole frames, at least one in every clip; it keeps no parts of them")
+
+    @property
+    def fills(self) -> bool:
+        """Whether there is a network that fills in frames yet."""
+        return "interpolation" in self.networks
+
     @property
     def moves(self) -> bool:
         """Whether the decoder has its layers along time yet."""
@@ -246,7 +259,7 @@ class MakeAVideo(PixelSystem):
 
     def draw_text(self, shape: VideoShape, asked: Asked) -> Tensor:
         """The clip of an embedding at the decoder's size: its own frames, and what interpolation fills in."""
-        settings, fills = self.settings, "interpolation" in self.networks
+        settings, fills = self.settings, self.fills
         frames = self._decoded(shape.frames) if fills else shape.frames
         told, null = (
             None if vector is None else self.tell_embedding("decoder", vector, settings.fps)
@@ -335,7 +348,7 @@ class MakeAVideo(PixelSystem):
         each, total = evaluations(sampling.sampler, sampling.steps), 0
         if not known:
             total += each
-        if known or ("interpolation" in self.networks and frames > 1):
+        if known or (self.fills and frames > 1):
             decoded = 0 if known else settings.skip * (self._decoded(frames) - 1) + 1
             total += each * len(blocks(max(frames, decoded), settings.frames, settings.overlap))
         if "space_time" in self.networks:
@@ -343,10 +356,9 @@ class MakeAVideo(PixelSystem):
             total += fine * len(blocks(frames, settings.frames, settings.overlap))
         return total + ("space" in self.networks) * settings.fine_steps
 
-    @staticmethod
-    def _whole_frames(known: Known) -> tuple[Tensor, Tensor]:
+    def _whole_frames(self, known: Known) -> tuple[Tensor, Tensor]:
         """The frames that are known, and which, `b f`. Raises ValueError for parts of frames, and for none."""
         mask = known.mask.flatten(2)
         if not mask.all(dim=2).equal(mask.any(dim=2)) or not mask.any(dim=(1, 2)).all():
-            raise ValueError("a Make-A-Video keeps whole frames, at least one in every clip; it keeps no parts of them")
+            self.check_keeps(mask.shape[1], whole=False)
         return known.latents, mask.all(dim=2)

@@ -17,7 +17,7 @@ from carrara.core.config import from_dict, read_json, to_dict, write_json
 from carrara.core.types import Stride, TextStates, VideoShape, check_multiple
 from carrara.core.weights import fingerprint, load_weights, save_weights
 from carrara.denoisers.unet3d import UNet3D, UNetConfig
-from carrara.systems.latent import Defaults
+from carrara.systems.latent import Defaults, Sampling
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
@@ -61,6 +61,10 @@ class PixelSystem:
 
     NAME: ClassVar[str]
     SETTINGS: ClassVar[type[Any]]
+    KEEPS_BY: ClassVar[tuple[str, ...]] = ()
+    """The ways to keep known pixels among which can be chosen; none where there is but the system's own."""
+    READS_FRAMES: ClassVar[bool] = False
+    """Whether frames that are given are read instead of the text."""
 
     def __init__(
         self,
@@ -80,9 +84,23 @@ class PixelSystem:
         self.autoencoder = Pixels()
         self.precision = ""
         self.check()
+        self.check_sampling(defaults.sampling)
 
     def check(self) -> None:
         """Refuse networks that do not belong together (ValueError)."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse what U-Nets that learned the cosine schedule cannot do (ValueError)."""
+        if sampling.grid != "cosine":
+            raise ValueError(f"grid={sampling.grid}: this model has learned the cosine schedule; use grid=cosine")
+        if sampling.reuse:
+            raise ValueError(
+                f"reuse={sampling.reuse:g}: skips blocks of a transformer, and this model has none; leave it out"
+            )
+
+    def check_keeps(self, frames: int, whole: bool) -> None:
+        """Refuse known pixels in a pass of so many frames (ValueError). whole: they are whole frames."""
+        raise ValueError("this model keeps nothing of what is given; give it text alone")
 
     @property
     def stride(self) -> Stride:

@@ -87,6 +87,7 @@ class VDM(PixelSystem):
 
     NAME = "CarraraVDM"
     SETTINGS = VDMSettings
+    KEEPS_BY = ("hold", *EXTENSIONS)
     settings: VDMSettings
 
     @classmethod
@@ -140,8 +141,8 @@ class VDM(PixelSystem):
         settings = self.settings
         if keyframes is not None or start is not None:
             raise ValueError("a VDM takes no keyframes and no clip to begin from; give it text, or pixels to keep")
-        if known is not None and (self.has_fine or shape.frames > settings.frames):
-            raise ValueError(f"a VDM keeps pixels in a clip of up to {settings.frames} frames, made in one stage")
+        if known is not None:
+            self.check_keeps(shape.frames)
         self.check_sides(shape)
         time, space = (settings.time, settings.space) if self.has_fine else (1, 1)
         small = VideoShape(ceil((shape.frames - 1) / time) + 1, shape.height // space, shape.width // space)
@@ -158,6 +159,15 @@ class VDM(PixelSystem):
             clip = self.draw_base(small, asked, known)
             return self.draw_fine(clip, asked)[:, :, : shape.frames] if self.has_fine else clip
 
+    def check_keeps(self, frames: int, whole: bool = True) -> None:
+        """Refuse known pixels in a longer clip than one block, and in one that is enlarged (ValueError)."""
+        most = 0 if self.has_fine else self.settings.frames
+        if frames > most:
+            said = f"up to {most} frames, and this is of {frames}" if most else "one stage, and this one has two"
+            raise ValueError(
+                f"a VDM keeps pixels in a clip of {said}; frames=N makes longer clips of text, block by block"
+            )
+
     def draw_base(self, shape: VideoShape, asked: Asked, known: Known | None = None) -> Tensor:
         """The base's clip: its first block, and those that extend it."""
         settings, stage = self.settings, self.stage("base")
@@ -167,7 +177,8 @@ class VDM(PixelSystem):
             if past is not None:
                 wrap = self.keeping(*as_beginning(past, frames), settings.extend)
             elif known is not None:
-                wrap = self.keeping(known.latents, known.mask, "guide" if known.by == "hold" else known.by)
+                by = "guide" if known.by == "hold" else known.by
+                wrap = self.keeping(known.latents, known.mask, by, known.weight)
             size = (3, frames, shape.height, shape.width)
             return stage.draw(size, asked.conditions, asked.null, asked.sampling, asked.generators, asked.tally, wrap)
 
@@ -192,8 +203,9 @@ class VDM(PixelSystem):
 
         return by_blocks(time * (small.shape[2] - 1) + 1, settings.fine_frames, 1, make)
 
-    def keeping(self, known: Tensor, mask: Tensor, by: str) -> Wrap:
-        """Keep what is known, by reconstruction guidance or by replacement alone."""
+    def keeping(self, known: Tensor, mask: Tensor, by: str, weight: float | None = None) -> Wrap:
+        """Keep what is known, by reconstruction guidance (weight: None for that of the settings) or by replacement."""
+        weight = self.settings.weight if weight is None else weight
         if choose("way to keep what is known", by, dict.fromkeys(EXTENSIONS, by)) == "replace":
             return lambda denoise, noise: replace_known(denoise, known, mask, noise)
-        return lambda denoise, noise: guide_known(denoise, known, mask, noise, self.settings.weight)
+        return lambda denoise, noise: guide_known(denoise, known, mask, noise, weight)
