@@ -79,6 +79,15 @@ def test_one_window_is_the_whole_clip_where_it_suffices():
     assert forward_windows(3, 5, 12, 17, 4) == (Window(3, 9, 5),)
 
 
+def test_a_window_that_its_context_fills_is_refused_and_not_waited_for():
+    assert forward_windows(0, 0, 1, 1, 1) == (Window(0, 1),)
+    for lay in (lambda: forward_windows(0, 0, 5, 1, 1), lambda: backward_windows(5, 1, 1)):
+        with pytest.raises(
+            ValueError, match="a pass of one frame is filled by the one that it is told; ask for one pass"
+        ):
+            lay()
+
+
 def test_the_last_window_takes_more_context_rather_than_being_short():
     assert forward_windows(0, 0, 30, 17, 4) == (Window(0, 17), Window(12, 17, 5), Window(16, 17, 13))
 

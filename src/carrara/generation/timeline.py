@@ -91,7 +91,8 @@ def forward_windows(
 
     known: how many frames from the origin on are known, 0 or 1 + 4k. cuts: aligned places where a window must stop;
     context: frames that a window takes from the one before, `context_of` if None.
-    A window that would be short takes more context instead, where there is some.
+    A window that would be short takes more context instead, where there is some. Raises ValueError where a window is
+    not longer than its context.
     """
     context = context or context_of(window, step)
     last, done = align(stop, origin, step), origin + known
@@ -101,6 +102,7 @@ def forward_windows(
         target = next(place for place in targets if place > done)
         before = min(context, done - origin)
         end = min(done - before + window, target)
+        _check_room(window, before)
         start = max(origin, end - window)
         windows.append(Window(start, end - start, done - start))
         done = end
@@ -113,8 +115,16 @@ def backward_windows(end: int, window: int, step: int) -> tuple[Window, ...]:
     They have no prefix: what a causal model is told of the future are keyframe tokens. The first may begin before 0.
     """
     context, windows = context_of(window, step), []
+    _check_room(window, context)
     while end > 0:
         frames = min(window, align(end + context, 0, step))
         windows.append(Window(end + context - frames, frames))
         end = windows[-1].start
     return tuple(windows)
+
+
+def _check_room(window: int, context: int) -> None:
+    """Refuse windows that their context fills: none would make anything new (ValueError)."""
+    if window <= context:
+        said = "one frame is filled by the one" if window == 1 else f"{window} frames is filled by the {context}"
+        raise ValueError(f"a pass of {said} that it is told; ask for one pass (frames), or for a longer window")
