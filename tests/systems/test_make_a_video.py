@@ -14,6 +14,8 @@ from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, Conditions, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
 from carrara.diffusion.conditioning import Start
+from carrara.systems import make_a_video
+from carrara.systems.cascade import augment
 from carrara.systems.image_prior import Captions, ContrastivePhase, PriorPhase
 from carrara.systems.latent import Defaults, Known, Sampling
 from carrara.systems.make_a_video import FASTEST, STAGES, Asked, MakeAVideo, MakeAVideoSettings
@@ -79,6 +81,10 @@ def whole() -> MakeAVideo:
 @pytest.fixture(scope="module")
 def filling() -> MakeAVideo:
     return system_of(2)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -269,6 +275,33 @@ def test_known_frames_are_noised_for_the_interpolating_network_as_in_training(fi
         torch.testing.assert_close(noise[:, :, ::2], noises[0][:, :, ::2], atol=1e-3, rtol=1e-3)
     assert noises[0][:, :, ::2].std().item() == pytest.approx(1, abs=0.15)
     assert (noises[0] - noises[-1])[:, :, 1::2].abs().max() > 0.1
+
+
+def test_networks_are_told_the_rates_the_levels_and_the_empty_embedding_that_training_tells(whole, monkeypatch):
+    told: dict[str, list[Conditions]] = {name: [] for name in STAGES}
+    hooks = [
+        network.register_forward_pre_hook(lambda _, given, name=name: told[name].append(given[2]))
+        for name, network in whole.networks.items()
+    ]
+    noised = []
+    monkeypatch.setattr(make_a_video, "augment", lambda *given: noised.append(given[1]) or augment(*given))
+    whole.sample([PROMPT], [1], VideoShape(7, 32, 32), SAMPLING)
+    for hook in hooks:
+        hook.remove()
+    for name, rate in (("decoder", SETTINGS.fps), ("interpolation", SETTINGS.fps * SETTINGS.skip)):
+        assert {conditions.scalars["fps"].item() for conditions in told[name]} == {rate / FASTEST}
+        withheld = {bool(conditions.vector.eq(0).all()) for conditions in told[name]}
+        assert withheld == {True, False}  # both sides of guidance, of which training shows the one now and then:
+    dropping = replace(SETTINGS, vector_dropout=0.999999)
+    never = system_of(settings=dropping).tell("decoder", pixels(2, 3, 4, 8, 8), 4.0, generator(), training=True)[0]
+    assert never.vector.eq(0).all()
+    for name, levels in zip(("space_time", "space"), noised, strict=True):
+        assert {conditions.scalars["augmentation"].item() for conditions in told[name]} == {levels.item()}
+        assert levels.item() == pytest.approx(SETTINGS.augmentation.level)
+    noised.clear()
+    conditions, _ = whole.tell("space", pixels(5, 3, 4, 16, 16), 8.0, generator(), training=True)
+    assert conditions.scalars["augmentation"].equal(noised[0])
+    assert len(set(noised[0].tolist())) == 5
 
 
 def test_one_frame_is_the_first_of_a_clip_once_layers_along_time_are_there(whole):
