@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from carrara.generation.asked import unread_prompt
 from carrara.generation.conditions import Conditions
 from carrara.generation.request import Request
 from carrara.generation.run import Model
@@ -128,6 +129,10 @@ def test_an_image_is_animated_the_same_whatever_the_text_says_and_if_there_is_no
 
     assert made("").equal(made(PROMPT))
     assert made(OTHER).equal(made(PROMPT))
+    animated = Request(PROMPT, conditions=Conditions(image=first))
+    assert "and not the prompt" in str(unread_prompt(make_a_video.plan(animated), make_a_video.system))
+    for silent in (Request(PROMPT), replace(animated, prompt="")):
+        assert unread_prompt(make_a_video.plan(silent), make_a_video.system) is None
 
 
 def test_networks_of_pixels_are_never_drawn_from_along_another_schedule(base):

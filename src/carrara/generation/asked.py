@@ -21,7 +21,7 @@ from carrara.systems.pixel_system import PixelSystem
 from carrara.systems.wan_image import check_images
 
 if TYPE_CHECKING:
-    from carrara.generation.request import Request
+    from carrara.generation.request import Plan, Request
 
 FAR = 2.5
 """Times the usual area, or one over it. Released models are made for 832 x 480 and for 1280 x 720, 2.3 times that."""
@@ -108,6 +108,12 @@ def unknown_words(prompt: str, system: LatentVideo) -> str | None:
     known = system.known_words()
     names = ", ".join(repr(word) for word in unknown)
     return f"this model has never seen {names} and may ignore them; it knows {_some(known)}"
+
+
+def unread_prompt(plan: Plan, system: LatentVideo) -> str | None:
+    """One line where a prompt is given that is not read, because frames are; None otherwise."""
+    reads_frames = isinstance(system, PixelSystem) and system.READS_FRAMES and bool(plan.timeline.windows[0].prefix)
+    return "this model reads the frames that are given, and not the prompt" if reads_frames and plan.prompt else None
 
 
 def unusual_size(shape: VideoShape, system: LatentVideo) -> str | None:

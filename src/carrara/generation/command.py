@@ -108,7 +108,7 @@ def _make(options: Generate) -> int:
             raise ValueError("--images makes one frame: leave out --frames and --seconds")
         frames = 1
 
-    from carrara.generation.asked import unknown_words, unusual_size
+    from carrara.generation.asked import unknown_words, unread_prompt, unusual_size
     from carrara.generation.request import Request
 
     settings = ("negative", "fps", "seconds", "window", "prompt_at")
@@ -123,11 +123,13 @@ def _make(options: Generate) -> int:
         plan = model.plan(request)
         check_format(path, plan.shape, plan.fps)
         plans.append(plan)
-    for prompt in (*prompts, *(later for _, later in options.prompt_at)):
-        if warning := unknown_words(prompt, model.system):
+    warnings = [
+        unknown_words(prompt, model.system) for prompt in (*prompts, *(later for _, later in options.prompt_at))
+    ]
+    plan = plans[0]  # all are of one size, and of the same frames
+    for warning in (*warnings, unread_prompt(plan, model.system), unusual_size(plan.shape, model.system)):
+        if warning:
             print(f"carrara: {warning}", file=sys.stderr)
-    if warning := unusual_size(plans[0].shape, model.system):  # all are of one size
-        print(f"carrara: {warning}", file=sys.stderr)
     for plan, path in zip(plans, outputs):
         begin = time.perf_counter()
         model.write(plan, path, options.overwrite)
