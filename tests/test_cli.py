@@ -107,6 +107,13 @@ def test_help_names_the_values_of_options_that_may_be_repeated(capsys):
         (["evaluate", "nowhere", "-o", "/dev/null"], "/dev/null is a file"),
         (["evaluate", "pond", "--lora", "nowhere"], "nowhere"),
         (["evaluate", "--clips", "x", "--shift", "3"], "--shift and --clips: videos are measured as they are"),
+        (["evaluate", "--clips", "x", "--suite", "full"], "--suite and --clips: videos are measured as they are"),
+        (["evaluate", "--clips", "x", "--seed", "7"], "--seed and --clips"),
+        (
+            ["generate", "a ball", "--frames", "33", "--window", "9"],
+            "--frames and --window: frames are made in one pass",
+        ),
+        (["generate", "a ball", "--images", "--window", "9"], "--images makes one frame"),
         (["explain", "a ball", "--lora", "nowhere"], "nowhere"),
     ],
 )

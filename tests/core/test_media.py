@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 
 import av
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from carrara.core.media import (
     EXTENSIONS,
@@ -351,6 +353,20 @@ def test_an_unknown_codec_and_too_many_frames_are_refused_before_decoding(tmp_pa
     path.write_bytes(path.read_bytes()[:start] + b"xxxx" + path.read_bytes()[start + 4 :])
     with pytest.raises(ValueError, match="not known here"):
         read_video(path)
+
+
+@pytest.mark.parametrize("extension", [".webp", ".gif"])
+def test_a_picture_that_would_be_hours_of_its_shortest_frame_is_refused_before_anything_is_made(tmp_path, extension):
+    path = tmp_path / f"slow{extension}"
+    pictures = [Image.fromarray(np.full((16, 16, 3), 20 * shade, np.uint8)) for shade in range(8)]
+    durations = [10, *[600_000] * 7]  # ms; 420,000 frames of 10 ms
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 20000 frames"):
+        read_video(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
 
 
 def test_codecs_are_imported_when_used():

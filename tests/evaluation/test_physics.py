@@ -10,7 +10,7 @@ import torch
 
 from carrara.core.types import Stride, VideoShape
 from carrara.data.phyworld import KINDS, SPLITS, WORLD, render_balls, sample_balls, simulate_balls
-from carrara.evaluation.physics.barriers import measure_walls
+from carrara.evaluation.physics.barriers import draw_approach, least_frames, measure_walls, read_stop
 from carrara.evaluation.physics.continuation import (
     KNOWN,
     constant_velocity,
@@ -164,6 +164,17 @@ def test_measured_and_reported_models_stand_between_ceilings_and_controls(tmp_pa
     longer = section(measure_physics(None, shape, clips=1, seed=1000, known=5))
     assert "5 known frames, instead of the published 3, because the model's causal latents" in longer.about
     assert len(json.loads(path.read_text("utf-8"))["sections"]) == 2
+
+
+def test_an_actor_that_is_not_there_from_the_first_frame_stops_nowhere():
+    """As where an autoencoder has lost a small one."""
+    shape = VideoShape(17, 32, 32)
+    approach = draw_approach(7000, "train", shape, 8.0)
+    empty = np.full((32, 32, 3), 120, np.uint8)
+    stop = read_stop(np.stack([empty] * 17), approach, empty, empty)
+    assert not any(stop.verdicts.values())
+    with pytest.raises(ValueError, match=f"give {least_frames()} or more"):
+        draw_approach(7000, "train", VideoShape(least_frames() - 1, 32, 32), 8.0)
 
 
 @pytest.mark.parametrize("side", [64, 128])

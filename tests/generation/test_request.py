@@ -28,6 +28,14 @@ def test_defaults_are_the_models_own(tiny_system):
     assert plan.seed != resolve(Request(PROMPT), tiny_system).seed  # drawn
 
 
+def test_a_later_prompt_holds_for_the_last_frames_if_it_is_asked_for_near_the_end(tiny_system):
+    """9 frames at 8 a second: windows may stop behind frames 0 and 4, and what is asked for at the last frame is not
+    lost."""
+    plan = resolve(Request(PROMPT, prompt_at=((1.0, "a green frog"),)), tiny_system)
+    assert plan.prompts == ((5, "a green frog"),)
+    assert [plan.prompt_of(window) for window in plan.timeline.windows] == [PROMPT, "a green frog"]
+
+
 def test_what_is_said_is_taken(tiny_system):
     request = Request(PROMPT, "a pond", 7, 13, (48, 32), 12, 3, 1.5, "euler", 2.0, model="tiny")
     plan = resolve(request, tiny_system)

@@ -13,7 +13,7 @@ import torch
 
 import carrara
 from carrara.core.media import EXTENSIONS, read_video
-from carrara.generation.latents import LATENTS, read_latents, save_latents
+from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file
 from carrara.generation.manifest import Manifest, read_manifest
 from carrara.generation.request import Request
 from carrara.generation.run import GenerationError, Model, find_model, load
@@ -128,6 +128,28 @@ def test_a_failed_decode_keeps_the_latents_and_says_how_to_go_on(model, plan, tm
     assert model.write(model.plan(Request.from_manifest(manifest)), path, saved=kept) == manifest
     model.write(plan, tmp_path / "whole.mp4")
     assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_latents_that_another_clip_of_that_name_has_left_are_not_taken(model, tmp_path):
+    """A stop, then another seed that stops too: going on from the second must not show windows of the first."""
+    one, two = (model.plan(Request(PROMPT, seed=seed, seconds=3.0, model=model.name)) for seed in (1, 2))
+    assert len(one.timeline.windows) > 2
+    path, kept = tmp_path / "x.mp4", tmp_path / f"x.mp4{LATENTS}"
+    for plan, drawn in ((one, 3), (two, 1)):
+        for number, window in enumerate(plan.timeline.windows[:drawn]):
+            shape = plan.shape_of(window).latent(model.system.stride)
+            size = (1, model.system.latent_channels, shape.frames, shape.height, shape.width)
+            latents = torch.randn(size, generator=torch.Generator().manual_seed(number))
+            save_latents(window_file(kept, number), latents, model.manifest(plan))
+    begun = torch.Generator().manual_seed(0)
+    first = read_latents(kept)[0]
+    assert first.equal(torch.randn(first.shape, generator=begun))
+    model.write(two, path, saved=kept)
+    assert os.listdir(tmp_path) == [path.name]  # whatever any stop has left beside it
+    save_latents(kept, first, model.manifest(two))
+    model.write(two, tmp_path / "again.mp4", saved=kept)
+    assert path.read_bytes() == (tmp_path / "again.mp4").read_bytes()
+    assert kept.is_file()  # the user's, beside another file
 
 
 def test_ctrl_c_leaves_nothing(model, plan, tmp_path):

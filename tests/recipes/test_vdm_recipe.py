@@ -67,6 +67,8 @@ def test_what_looks_into_latents_says_that_there_are_none(trained, tmp_path, cap
     assert "a transformer on latents" in capsys.readouterr().err
     assert run(["evaluate", str(model), "--only", "preference", "-o", str(tmp_path / "report")]) == 2
     assert "cannot say how well it undoes noise" in capsys.readouterr().err
+    assert run(["evaluate", str(model), "--suite", "full", "--only", "physics", "-o", str(tmp_path / "report")]) == 2
+    assert "cannot continue a clip from its first frames" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(trained, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,20 @@ def test_errors_are_those_of_the_flow_and_do_not_depend_on_the_batch(small_syste
         flow = small_system.denoiser((latents + noise) / 2, torch.tensor([0.5]), small_system.read(["a red ball"]))
         by_hand = (flow - noise + latents).square().mean()
     assert float(found[0, 1]) == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_below_the_boundary_the_second_expert_is_scored(tiny_system, clips):
+    two, clips = copy.copy(tiny_system), clips[:, :, :16]
+    two.low_denoiser, two.boundary = copy.deepcopy(tiny_system.denoiser), 0.6
+    with torch.no_grad():
+        for parameter in two.low_denoiser.parameters():
+            parameter.mul_(0.5)
+    low = copy.copy(tiny_system)
+    low.denoiser = two.low_denoiser
+    found, high, other = (LatentScores(s)(clips, "a red ball", LEVELS, 3) for s in (two, tiny_system, low))
+    torch.testing.assert_close(found[:, :2], other[:, :2])
+    torch.testing.assert_close(found[:, 2:], high[:, 2:])
+    assert (found - high)[:, :2].abs().max() > 1e-4
 
 
 def test_known_frames_are_given_and_not_scored(small_system, clips):

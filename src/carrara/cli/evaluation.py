@@ -54,8 +54,9 @@ def evaluate(args: list[str]) -> int:
     else:
         if options.model is not None:
             raise ValueError(f"{options.model!r} and --clips: give a model or a folder of videos, not both")
-        of_models = ("baseline", "prompts", *(field.name for field in fields(SamplingOptions)))
-        if given := [name for name in of_models if getattr(options, name) not in (None, (), False)]:
+        of_models = ("suite", "seed", "baseline", "prompts", *(field.name for field in fields(SamplingOptions)))
+        unsaid = (None, (), False, Evaluate.suite)
+        if given := [name for name in of_models if getattr(options, name) not in unsaid]:
             raise ValueError(
                 f"--{given[0]} and --clips: videos are measured as they are; leave it out, or give a model"
             )
@@ -94,19 +95,19 @@ def evaluate_model(options: Evaluate, only: Sequence[str]) -> list[Section]:
         for prompt, seed, path in zip(prompts, seeds, paths):
             model.write(model.plan(request(prompt, seed)), path, overwrite=True, progress=False)
 
-    plan = model.plan(request("a ball", 0))
+    plan, latent = model.plan(request("a ball", 0)), isinstance(system, LatentVideo)
     subject = Subject(
         shape=VideoShape(defaults.frames, defaults.height, defaults.width),
         fps=defaults.fps,
         generates=make,
         baselines=baselines(model, request) if options.baseline or options.suite == "full" else {},
         codec=(system.autoencoder, system.autoencoder),
-        continues=LatentContinues(system, plan.sampling) if "levels" in defaults.knows else None,
-        scores_noise=LatentScores(system) if isinstance(system, LatentVideo) else None,
+        continues=LatentContinues(system, plan.sampling) if latent and "levels" in defaults.knows else None,
+        scores_noise=LatentScores(system) if latent and not defaults.strides else None,
         about={
             "model": model.name,
             "weights": system.fingerprint,
-            "adapters": [f"{path}:{weight:g}" for path, weight, _ in model.loras],
+            "adapters": [f"{path}:{weight:g}, sha256 {made_by}" for path, weight, made_by in model.loras],
             "sampling": to_dict(plan.sampling),
             **({"precision": system.precision} if system.precision else {}),
         },

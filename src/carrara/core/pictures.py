@@ -5,6 +5,7 @@ Pillow and libwebp merge equal neighbours into one picture of longer duration, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def read(path: Path, max_frames: int, max_bytes: int) -> tuple[np.ndarray, float
         raise ValueError(f"{path}: not a readable picture, or damaged ({error})") from None
     if record and count == 1 and path.suffix.lower() == ".png":
         return _cut(pixels[0], record), record.fps, dict(record.metadata)
-    which, fps = _in_time(durations, record, _TICK.get(path.suffix.lower(), 1000))
-    check_limits(path, len(which), pixels[0].nbytes, max_frames, max_bytes)
+
+    def check(frames: int) -> None:
+        check_limits(path, frames, pixels[0].nbytes, max_frames, max_bytes)
+
+    which, fps = _in_time(durations, record, _TICK.get(path.suffix.lower(), 1000), check)
     return np.stack(pixels)[which], fps, dict(record.metadata) if record else tags
 
 
@@ -114,10 +118,16 @@ def _ends(count: int, fps: float, tick: int) -> list[int]:
     return [max(round((index + 1) * tick / fps), index + 1) for index in range(count)]
 
 
-def _in_time(durations: list[int], record: Record | None, tick: int) -> tuple[np.ndarray, float]:
-    """Pictures with durations in ms as frames at one rate, merged ones taken apart again: (which picture, rate)."""
+def _in_time(
+    durations: list[int], record: Record | None, tick: int, check: Callable[[int], None]
+) -> tuple[np.ndarray, float]:
+    """Pictures with durations in ms as frames at one rate, merged ones taken apart again: (which picture, rate).
+
+    check: refuses so many frames (ValueError); it is asked before anything of that length is made.
+    """
     count, ends = len(durations), np.cumsum(durations)
     if record:
+        check(record.shape.frames)
         wanted = [end * 1000 // tick for end in _ends(record.shape.frames, record.fps, tick)]
         if count == 1 or (count <= len(wanted) and abs(int(ends[-1]) - wanted[-1]) <= 1000 // tick):
             return np.minimum(np.searchsorted(ends, wanted), count - 1), record.fps
@@ -126,6 +136,7 @@ def _in_time(durations: list[int], record: Record | None, tick: int) -> tuple[np
         return np.arange(count), 10.0 if count > 1 else 1.0  # players show frames without duration at about 10 a second
     if longest - shortest <= 1000 // tick:  # one rate, rounded
         return np.arange(count), count * 1000 / int(ends[-1])
+    check(int(ends[-1]) // shortest)
     middles = (np.arange(int(ends[-1]) // shortest) + 0.5) * shortest
     return np.minimum(np.searchsorted(ends, middles), count - 1), 1000 / shortest
 

@@ -17,7 +17,7 @@ from carrara.evaluation.distribution.motion_net import LEAST_FRAMES, load_motion
 from carrara.evaluation.permanence import section as permanence_section
 from carrara.evaluation.permanence.scenes import LENGTHS, longest_occlusion
 from carrara.evaluation.physics import section as physics_section
-from carrara.evaluation.physics.barriers import measure_walls
+from carrara.evaluation.physics.barriers import least_frames, measure_walls
 from carrara.evaluation.physics.continuation import measure_physics
 from carrara.evaluation.physics.preference import measure_preference
 from carrara.evaluation.physics.twins import LEAST_FRAMES as LEAST_TWIN
@@ -76,8 +76,10 @@ def physics(run: Run) -> Section:
     if not size.balls:
         raise Gap("it takes minutes; the full suite measures it")
     frames, known = subject.shape.frames, subject.known
-    if frames < known + 2:
-        raise Gap(f"clips of {frames} frames: {known} are given, and at least 2 must be left to make")
+    if frames < (least := least_frames(known)):
+        raise Gap(
+            f"clips of {frames} frames: {known} are given, and to reach a wall and stand there takes {least} in all"
+        )
     shape = VideoShape(min(frames, MOST_BALL_FRAMES), subject.shape.height, subject.shape.width)
     with progress_bar("physics: balls", run.progress) as show:
         balls = measure_physics(

@@ -104,9 +104,11 @@ def _make(options: Generate) -> int:
     size = None if options.size is None else parse_size(options.size)
     frames = options.frames
     if options.images:
-        if frames is not None or options.seconds is not None:
-            raise ValueError("--images makes one frame: leave out --frames and --seconds")
+        if frames is not None or options.seconds is not None or options.window is not None:
+            raise ValueError("--images makes one frame: leave out --frames, --seconds and --window")
         frames = 1
+    elif frames is not None and options.window is not None:
+        raise ValueError("--frames and --window: frames are made in one pass; give --seconds with --window")
 
     from carrara.generation.asked import unknown_words, unread_prompt, unusual_size
     from carrara.generation.request import Request

@@ -25,6 +25,14 @@ def window_file(first: Path, number: int) -> Path:
     return first.with_name(f"{first.name.removesuffix('.safetensors')}-{number + 1}.safetensors")
 
 
+def windows_there(first: Path) -> list[Path]:
+    """The files of windows beside and behind the first, as many as follow each other."""
+    found: list[Path] = []
+    while (path := window_file(first, len(found))).is_file():
+        found.append(path)
+    return found
+
+
 def save_latents(path: Path, latents: Tensor, manifest: Manifest) -> None:
     """Write latents and the manifest of their clip as one safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from carrara.core.progress import progress_bar
 from carrara.generation.adapters import Loras, put_on, read_loras
 from carrara.generation.clip import Clip
 from carrara.generation.conditions import Conditions
-from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file
+from carrara.generation.latents import LATENTS, read_latents, save_latents, window_file, windows_there
 from carrara.generation.loading import check_room, find_model
 from carrara.generation.making import GenerationError, cause, frames_of
 from carrara.generation.manifest import Manifest, Software
@@ -157,8 +158,11 @@ class Model:
         written: list[Path] = []
 
         def latents_of(number: int, window: Window, frame: Frame) -> Tensor:
-            if saved is not None and window_file(saved, number).is_file():
-                return self._read(window_file(saved, number), plan, window)
+            if (
+                saved is not None
+                and (there := self._read(window_file(saved, number), plan, window, manifest)) is not None
+            ):
+                return there
             latents = self._draw(plan, number, self._told(plan, window, frame), progress)
             written.append(window_file(kept, number))
             save_latents(written[-1], latents, manifest)
@@ -178,7 +182,7 @@ class Model:
                 f"not finished ({str(error) or type(error).__name__}); the latents are kept, go on with: "
                 f"carrara generate --from {shlex.quote(str(saved or kept))} -o {shlex.quote(str(path))}"
             ) from error
-        _remove(written)
+        _remove(windows_there(kept))  # those of an earlier stop too
         return manifest
 
     def check_fingerprint(self, manifest: Manifest, where: str | Path) -> None:
@@ -227,9 +231,14 @@ class Model:
             raise GenerationError(f"the denoiser's output is not finite; {cause(self.system, settings)}")
         return latents
 
-    def _read(self, path: Path, plan: Plan, window: Window) -> Tensor:
-        """Saved latents of a window. Raises ValueError where they are another's."""
-        latents, _ = read_latents(path)
+    def _read(self, path: Path, plan: Plan, window: Window, manifest: Manifest) -> Tensor | None:
+        """Saved latents of a window, None where there are none of this very clip. Raises ValueError where they are
+        damaged."""
+        if not path.is_file():
+            return None
+        latents, made_as = read_latents(path)
+        if replace(made_as, software=manifest.software) != manifest:
+            return None  # left by another clip of that name
         shape = plan.shape_of(window).latent(self.system.stride)
         wanted = (1, self.system.latent_channels, shape.frames, shape.height, shape.width)
         if tuple(latents.shape) != wanted:

@@ -100,11 +100,11 @@ class LatentScores:
 
     def _errors(self, clips: Tensor, prompt: str, noise: Tensor, told: Tensor, given: int) -> Tensor:
         latents = self.system.autoencoder.encode(to_unit(clips.to(self.system.device)))
-        text = self.system.read([prompt] * len(clips))
+        text, network = self.system.read([prompt] * len(clips)), self.system.network
         found = []
         for one, level in zip(noise, told):
             noised = torch.lerp(latents, one[None], rearrange(level, "f -> 1 1 f 1 1"))
-            flow = self.system.denoiser(noised, level.expand(len(clips), -1), text)
+            flow = network(noised, level.expand(len(clips), -1), text)
             error = (flow - (one - latents)).double().square()
             found.append(error[:, :, given:].mean(dim=(1, 2, 3, 4)))
         return torch.stack(found, dim=1).cpu()

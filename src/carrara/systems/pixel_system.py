@@ -227,5 +227,7 @@ def read_parts(
         "tokenizer": Tokenizer.load(folder / "tokenizer"),
         "defaults": from_dict(Defaults, own.get("defaults", {}), where),
         "settings": from_dict(settings, own.get("settings", {}), where),
-        "fingerprint": fingerprint(sorted(path for part in parts for path in (folder / part).iterdir())),
+        "fingerprint": fingerprint(
+            [*sorted(path for part in parts for path in (folder / part).iterdir()), folder / "carrara.json"]
+        ),
     }

@@ -86,12 +86,17 @@ class Walls:
     known: int = KNOWN
 
 
+def least_frames(known: int = KNOWN) -> int:
+    """Of a clip in which an actor can touch its wall late enough, and be seen standing."""
+    return known + 1 + LAST + 2
+
+
 def draw_approach(seed: int, split: str, shape: VideoShape, fps: float, known: int = KNOWN) -> Approach:
     """The first scene from this seed on whose actor touches its wall late enough to be given a beginning of `known`
     frames, and early enough to be seen standing. Raises ValueError for clips too short for both."""
     first = known + 1  # frame that may touch the wall
-    if shape.frames < first + LAST + 2:
-        raise ValueError(f"{shape.frames} frames: too few to reach a wall in; give {first + LAST + 2} or more")
+    if shape.frames < least_frames(known):
+        raise ValueError(f"{shape.frames} frames: too few to reach a wall in; give {least_frames(known)} or more")
     aspect = shape.width / shape.height
     for _ in range(400):
         scene = sample_scene(seed, STOPPED, split)
@@ -117,6 +122,9 @@ def read_stop(frames: Frames, approach: Approach, empty: Frames, first: Frames) 
     height, width = empty.shape[:2]
     plate = empty.astype(np.float64)
     away = np.linalg.norm(first - plate, axis=-1)
+    if not (away > VISIBLE).any():  # such as a small actor that an autoencoder has lost
+        nowhere = np.full(len(frames), np.nan)
+        return Stop(judge(nowhere, approach), tuple(None for _ in nowhere))
     body = away > 0.5 * np.quantile(away[away > VISIBLE], 0.9)
     way = np.median(first[body].astype(np.float64), axis=0) - plate
     x = (np.arange(width) + 0.5 - width / 2) / min(height, width)
