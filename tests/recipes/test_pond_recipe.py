@@ -18,6 +18,7 @@ from carrara.data.pond.captions import caption
 from carrara.data.pond.sampling import SINGLES
 from carrara.data.pond.world import Scene
 from carrara.denoisers.dit import DiTConfig
+from carrara.diffusion.fields import draw_step
 from carrara.recipes import RECIPES
 from carrara.recipes.pond_data import (
     Captioning,
@@ -30,6 +31,7 @@ from carrara.recipes.pond_data import (
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.parts import ModelFolder
 from carrara.training.loop import load_ema
+from carrara.training.pieces import Pieces
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,21 @@ def test_image_steps_show_single_frames_of_any_time_told_as_pictures(trained):
     assert {clips(step).latents.shape[2] for step in range(10)} == {whole.latents.shape[2]}
     with pytest.raises(ValueError, match="per_clip=6"):
         ImageSteps(per_clip=6)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_clips_show_keyframes_and_regions_as_often_as_the_mix_says_whichever_steps_are_on_frames(share):
+    """Which steps are on single frames, and what a step on clips shows, are drawn apart."""
+    recipe = RECIPES["pond"]()
+    recipe = replace(recipe, denoiser=replace(recipe.denoiser, images=replace(recipe.denoiser.images, share=share)))
+    mix, first = recipe.denoiser.fields, recipe.denoiser.images.first
+    clips = [step for step in range(first, first + 8000) if not recipe.on_images(step)]
+    assert len(clips) / 8000 == pytest.approx(1 - share, abs=0.015)
+    seeds = [Pieces().seed(recipe.denoiser.train.seed, step, 0) for step in clips]
+    shown = [draw_step(mix, torch.Generator().manual_seed(seed)) for seed in seeds]
+    for kind in ("keyframe", "region"):
+        found = sum(getattr(each, kind) == 1 for each in shown) / len(shown)
+        assert found == pytest.approx(getattr(mix, kind), abs=0.015), kind
 
 
 def test_a_finished_run_is_not_trained_again(trained):

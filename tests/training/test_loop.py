@@ -318,6 +318,14 @@ def test_a_finished_run_only_exports_again(tmp_path: Path):
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == exported
 
 
+def test_the_last_step_is_validated_and_drawn_though_it_was_saved(tmp_path: Path):
+    run(Regression(), replace(CONFIG, steps=8, checkpoint_every=4, validate_every=5, picture_every=5), tmp_path)
+    validated = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
+    last = validated[-1]
+    assert last == max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl"))
+    assert (tmp_path / "pictures" / f"step-{last:06d}.png").is_file()
+
+
 def test_half_written_checkpoints_are_never_loaded(tmp_path: Path):
     with pytest.raises(Stopped):
         run(Regression(at={6: ctrl_c}), CONFIG, tmp_path)

@@ -26,7 +26,7 @@ from carrara.data.clip_pixels import ClipReader
 from carrara.data.prepared import Prepared
 from carrara.recipes.clips_data import Split, ViewBatches, Views, check_buckets, check_pieces, without_actors
 from carrara.recipes.device import chosen_device
-from carrara.recipes.runs import Recipe
+from carrara.recipes.runs import Recipe, check_finished
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder, recognise
 from carrara.systems.phases import AutoencoderPhase, PixelBatch, to_unit
@@ -121,10 +121,15 @@ def train_on_clips(
 
     Raises ValueError, before the first step, for clips that it cannot take and shards that are missing or damaged.
     """
+    autoencoder, made_by = stage.begin(seed)
+    whole = to_dict(stage)
+    kept = {name: whole[name] for name in ("model", "loss", "views", "validation")}
+    data = [prepared.identity(bucket) for bucket, numbers in enumerate(prepared.members) if numbers]
+    recorded = {**settings, **kept, "start": made_by, "data": data, "seed": seed}
+    check_finished(folder, stage.train, recorded)
     model = folder / "model"
     if (model / "config.json").is_file():
         return model
-    autoencoder, made_by = stage.begin(seed)
     check_buckets(prepared, lambda shape: shape.latent(autoencoder.stride), "this autoencoder")
     stage.views.check(autoencoder.stride)
     with alone_first():
@@ -137,10 +142,7 @@ def train_on_clips(
         phase = ClipsAutoencoderPhase(
             autoencoder.to(device), batches, without_actors(validation), stage.loss, lambda: reader.clips(measured)
         )
-        whole = to_dict(stage)
-        kept = {name: whole[name] for name in ("model", "loss", "views", "validation")}
-        data = [prepared.identity(bucket) for bucket, numbers in enumerate(prepared.members) if numbers]
-        return train(phase, stage.train, folder, {**settings, **kept, "start": made_by, "data": data, "seed": seed})
+        return train(phase, stage.train, folder, recorded)
 
 
 class ClipsAutoencoderPhase(AutoencoderPhase):

@@ -52,7 +52,7 @@ class PixelBatches:
                 if turn % 2 or source.shape.frames <= self.piece_frames:
                     return source.batch(scene, self.batch)
                 return source.pieces(scene, self.piece_batch, self.piece_frames)
-            if turn % 4 == 3:
+            if turn % 4 == 3 and (images or not single):
                 return (
                     source.pieces(scene, max(1, self.image_batch // 4), 1)
                     if images

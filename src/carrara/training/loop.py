@@ -136,6 +136,7 @@ class _Run:
         self.generator = torch.Generator(self.device)
         self.state = TrainState()
         self.saved_at: int | None = None
+        self.stepped = False  # whether anything was trained here
         self.agreed = False  # whether all processes stop after the same step
         self.whole = True  # false while an update is under way: such a state is never saved
         found = checkpoints(folder)
@@ -162,6 +163,7 @@ class _Run:
             while not self._ended():
                 pieces = ahead.get(self.state.step)
                 parts, norm = self._gradients(pieces)
+                self.stepped = True
                 samples = sum(sample_count(piece.batch) for piece in pieces) * self.team.shares
                 if all(math.isfinite(value) for value in (norm, *parts.values())):
                     self._update(norm)
@@ -320,7 +322,7 @@ class _Run:
 
     def finish(self) -> Path:
         """Validate, draw and save a last time, and export under the name `model` only once it is whole."""
-        if self.saved_at != self.state.step:
+        if self.stepped:  # else it was finished before
             validated = _due(self.config.validate_every, self.state.step) or self.state.step in self.config.keep
             if self.config.validate_every and not validated:
                 self._validate()

@@ -17,6 +17,8 @@ from carrara.core.types import Phase
 from carrara.data.batches import mix, part
 from carrara.training.metrics import sample_count
 
+_OF_LOSSES = 0x6C6F7373  # no seed of anything else is mixed with it
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -62,8 +64,9 @@ class Pieces:
         return made
 
     def seed(self, seed: int, step: int, number: int) -> int:
-        """The seed of what a piece draws; that of the step where the step is one piece."""
-        return mix(seed, step) if self.count == 1 else mix(seed, step, number)
+        """The seed of what the loss of a piece draws: no number that the step's batch was drawn with, whose sources mix
+        the same seed and step. With one for both a clip's noise would depend on which clips are shown, and how."""
+        return mix(seed, step, number, _OF_LOSSES)
 
 
 def cut(batch: Any, rows: slice, whole: int) -> Any:
