@@ -221,6 +221,20 @@ def test_two_experts_each_learn_at_their_levels():
     assert all(p.grad is None for p in system.text_encoder.parameters())
 
 
+def test_two_prepared_folders_of_one_name_are_refused_and_caches_are_not(recipe, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "clips").mkdir(parents=True)
+        (tmp_path / name / "clips/prepared.json").write_text("{}")
+    folders = tuple(str(tmp_path / name / "clips") for name in ("one", "two"))
+    with pytest.raises(ValueError, match=r"one/clips and .*two/clips: prepared folders of one name"):
+        replace(recipe, clips=folders).phase(tmp_path / "run")
+    again = Path(recipe.clips[0])
+    other = tmp_path / "other" / again.name
+    other.parent.mkdir()
+    other.symlink_to(again)
+    assert replace(recipe, clips=(str(again), str(other))).phase(tmp_path / "both")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

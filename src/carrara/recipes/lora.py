@@ -90,6 +90,11 @@ class LoRARecipe(Recipe):
         """The model with an untrained adapter on it and the clips it learns from; and what a resumed run must share."""
         if not self.clips:
             raise ValueError("no clips: give --clips FOLDER, latents or a folder by `carrara data prepare`")
+        prepared = [Path(name) for name in self.clips if (Path(name) / "prepared.json").is_file()]
+        names = [path.name for path in prepared]
+        if twice := [str(path) for path in prepared if names.count(path.name) > 1]:
+            said = "prepared folders of one name, by which their latents are kept; rename one"
+            raise ValueError(f"clips {' and '.join(twice)}: {said}")
         found = recognise(find_model(self.model))
         system = assemble(found, staged=found.foreign)
         device = torch.device(chosen_device(self.device))
