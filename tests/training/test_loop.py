@@ -322,6 +322,8 @@ def test_the_last_step_is_validated_and_drawn_though_it_was_saved(tmp_path: Path
     run(Regression(), replace(CONFIG, steps=8, checkpoint_every=4, validate_every=5, picture_every=5), tmp_path)
     validated = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
     last = validated[-1]
+    assert last % 4 == 0  # so that it was saved
+    assert last % 5
     assert last == max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl"))
     assert (tmp_path / "pictures" / f"step-{last:06d}.png").is_file()
 

@@ -77,7 +77,7 @@ class Made:
         """Record files that were made, each for what was asked."""
         if self.by is not None:
             self.clips |= {path.name: [one, sha256(path)] for path, one in zip(paths, asked)}
-            _whole(self.home / RECORD, lambda place: write_json(place, {"by": self.by, "clips": self.clips}))
+            write_json(self.home / RECORD, {"by": self.by, "clips": self.clips})
 
 
 def answering(function: Callable[P, Tensor], folder: Path, by: str | None) -> Callable[P, Tensor]:

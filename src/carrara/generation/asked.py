@@ -36,8 +36,7 @@ def check_known(timeline: Timeline, conditions: Conditions, system: LatentVideo,
     if later and "keyframes" not in knows:
         said = next(name for name in ("last", "loop", "between", "before", "interpolate") if name in conditions.said())
         raise ValueError(f"{said}: tells a frame behind the beginning, which this model was not trained for")
-    kept = timeline.hole is not None or any(window.prefix for window in timeline.windows)
-    if kept and by == "hold" and "levels" not in knows:
+    if timeline.kept and by == "hold" and "levels" not in knows:
         raise ValueError(
             "this model was not trained to keep what is given, nor where windows meet: known_by=guide or "
             "known_by=replace keeps it, less well"
@@ -64,20 +63,20 @@ def check_pixels(
 ) -> None:
     """Refuse what a system of pixels cannot be told, before its first window is made. later: whether frames behind a
     beginning are told."""
-    by, kept = conditions.known_by, timeline.hole is not None or any(window.prefix for window in timeline.windows)
+    by = conditions.known_by
     if later or timeline.strength < 1:
         said = next(name for name in conditions.said() if name not in ("image", "fit", "known_by", "guide_weight"))
         raise ValueError(f"{said}: this model is told text, and what a clip begins with; nothing else of a clip")
     if by is not None and by not in system.KEEPS_BY:
         ways = f"expected one of {', '.join(system.KEEPS_BY)}" if system.KEEPS_BY else "this model has a way of its own"
         raise ValueError(f"known_by={by}: {ways}; leave it out")
-    if system.READS_FRAMES and kept:
+    if system.READS_FRAMES and timeline.kept:
         for name in ("prompt_at", "negative"):
             if getattr(request, name):
                 raise ValueError(
                     f"{name}: where frames are given, or a clip goes on, this model reads no text; leave it out"
                 )
-    if kept:
+    if timeline.kept:
         for window in timeline.windows:
             system.check_keeps(window.frames, timeline.hole is None)
 

@@ -212,9 +212,8 @@ def _places(
         if not begin <= frame < end:
             said = f"from {begin / fps:g} to {end / fps:g} seconds"
             raise ValueError(f"prompt_at {seconds:g}: nothing is made at that time; {said}")
-        place = max(origin + 1, origin + 1 + round((frame - origin - 1) / step) * step)
-        if place >= end:  # the last place with a frame behind it
-            place = origin + 1 + (end - 1 - origin - 1) // step * step
+        nearest = min(round((frame - origin - 1) / step), (end - origin - 2) // step)  # with a frame behind it
+        place = origin + 1 + max(0, nearest) * step
         if found and place <= found[-1][0]:
             raise ValueError(f"prompt_at {seconds:g}: must come at least {step} frames after the one before it")
         found.append((place, prompt))

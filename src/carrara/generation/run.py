@@ -158,10 +158,8 @@ class Model:
         written: list[Path] = []
 
         def latents_of(number: int, window: Window, frame: Frame) -> Tensor:
-            if (
-                saved is not None
-                and (there := self._read(window_file(saved, number), plan, window, manifest)) is not None
-            ):
+            there = None if saved is None else self._read(window_file(saved, number), plan, window, manifest)
+            if there is not None:
                 return there
             latents = self._draw(plan, number, self._told(plan, window, frame), progress)
             written.append(window_file(kept, number))

@@ -62,6 +62,11 @@ class Timeline:
         return bool(self.known) or self.source is not None
 
     @property
+    def kept(self) -> bool:
+        """Whether a window keeps anything while the rest of it is made: a beginning, or what is around a hole."""
+        return self.hole is not None or any(window.prefix for window in self.windows)
+
+    @property
     def longest(self) -> int:
         """Frames of the longest window."""
         return max(window.frames for window in self.windows)

@@ -91,12 +91,19 @@ def write_compute(folder: Path, stage: str, cost: Cost) -> None:
     print(json.dumps(compute))
 
 
-def tell_finished(folder: Path, flops: float | None) -> None:
-    """Say so where a finished training took another compute than is asked for: its rate has fallen, it cannot go on."""
+def find_counted(folder: Path, stage: str, flops: float | None, phase: Callable[[], Phase]) -> Path | None:
+    """The model of a finished stage, None where it is not finished. What a stop has left uncounted is counted; where it
+    took another compute than is asked for, that is said: its rate has fallen, it cannot go on."""
+    model = folder / "model"
+    if not (model / "model_index.json").is_file():
+        return None
+    if not (folder / COMPUTE).is_file():
+        write_compute(folder, stage, cost_of(phase()))
     spent = read_json(folder / COMPUTE)
     if flops is not None and abs(spent["flops"] - flops) > max(spent["step_flops"], 0.01 * flops):
         took = f"was trained with {spent['flops']:.3g} FLOP and is finished"
         print(f"{folder}: {took}; to train it with {flops:.3g}, give another folder (-o)")
+    return model
 
 
 def steps_of(folder: Path) -> int:

@@ -35,15 +35,7 @@ from carrara.data.prepared import Prepared
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import MAKE_A_VIDEO_TIME, NO_TIME, UNet3D, UNetConfig
 from carrara.denoisers.unet_inflation import inflate
-from carrara.recipes.compute import (
-    COMPUTE,
-    check_flops,
-    cost_of,
-    sum_compute,
-    tell_finished,
-    train_counted,
-    write_compute,
-)
+from carrara.recipes.compute import check_flops, find_counted, sum_compute, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.make_a_video_data import OF_CAPTIONED, READERS, captioned_images, unlabelled_clips
 from carrara.recipes.pond import PICTURED
@@ -183,12 +175,7 @@ class MakeAVideoRecipe(Recipe):
     def _phases(self, folder: Path, phases: tuple[str, ...], device: torch.device, clips: PreparedClips | None) -> Path:
         system, made = self.fresh(clips), folder
         for name in phases:
-            made = folder / name / "model"
-            if not (made / "model_index.json").is_file():
-                made = self._train(folder / name, name, self.grown(system, name), device, clips)
-            if not (folder / name / COMPUTE).is_file():  # trained before all phases were counted
-                write_compute(folder / name, name, cost_of(self.phase(name, self.grown(system, name), device, clips)))
-            tell_finished(folder / name, self._flops(name))
+            made = self._train(folder / name, name, system, device, clips)
             system = MakeAVideo.load(made)
         sum_compute(folder, phases)
         return made
@@ -260,16 +247,17 @@ class MakeAVideoRecipe(Recipe):
     def _train(
         self, folder: Path, name: str, system: MakeAVideo, device: torch.device, clips: PreparedClips | None
     ) -> Path:
-        """Train one phase; `compute.json` says with how many operations."""
+        """Train one phase, or find it trained; `compute.json` says with how many operations."""
+        plan, flops = self.plan(name), None if self.flops is None else self.flops * self.plan(name).share
+
+        def phase() -> ContrastivePhase | PriorPhase | UnlabelledPhase:
+            return self.phase(name, self.grown(system, name), device, clips)
+
+        if made := find_counted(folder, name, flops, phase):
+            return made
         if clips:
             clips.verify()
-        plan = self.plan(name)
-        phase = self.phase(name, system, device, clips)
-        return train_counted(phase, plan.train, folder, self._kept(name, clips), name, self._flops(name))
-
-    def _flops(self, name: str) -> float | None:
-        """Compute to train a phase with."""
-        return None if self.flops is None else self.flops * self.plan(name).share
+        return train_counted(phase(), plan.train, folder, self._kept(name, clips), name, flops)
 
     def _kept(self, name: str, clips: PreparedClips | None = None) -> dict[str, object]:
         """What a resumed run of a phase must have in common with the one before."""

@@ -95,8 +95,6 @@ def seeded(recipe: R, seed: int) -> R:
 def _seeded(settings: Any, seed: int) -> Any:
     if isinstance(settings, TrainConfig):
         return replace(settings, seed=seed)
-    if not is_dataclass(settings) or isinstance(settings, type):
-        return settings
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return replace(settings, **{name: _seeded(value, seed) for name, value in values.items() if is_dataclass(value)})
 

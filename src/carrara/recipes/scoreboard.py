@@ -97,7 +97,7 @@ class Scoreboard:
         scoreboard."""
         self._claim(folder)
         rows, truth = [], None
-        for row in (row for row in SYSTEMS if row in self.rows or self._is_there(folder / row)):
+        for row in self._shown(folder):
             found = [self._measured(row, folder / row, seed) for seed in range(self.seeds)]
             rows.append(self._row(row, found))
             truth = truth or next((each["truth"] for each in found if each["truth"]), None)
@@ -134,9 +134,14 @@ class Scoreboard:
             open_run(self.contest.latent, self.pond)
         write_json(path, now)
 
-    def _is_there(self, home: Path) -> bool:
-        """Whether all trainings of a row have been measured."""
-        return all((home / f"seed-{seed}" / "row.json").is_file() for seed in range(self.seeds))
+    def _shown(self, folder: Path) -> list[str]:
+        """The rows that are asked for, and those of which all trainings have been measured."""
+        done = {
+            row
+            for row in SYSTEMS
+            if all((folder / row / f"seed-{seed}" / "row.json").is_file() for seed in range(self.seeds))
+        }
+        return [row for row in SYSTEMS if row in self.rows or row in done]
 
     def _as_drawn(self) -> dict[str, str]:
         return {"precision": self.precision} if self.precision else {}
@@ -210,8 +215,7 @@ class Scoreboard:
         """The same prompts through every system: a picture for each prompt, and half of them on one sheet."""
         sheets = []
         for number, prompt in enumerate(draw_prompts(min(PICTURED, self.prompts))):
-            shown = [row for row in SYSTEMS if row in self.rows or self._is_there(folder / row)]
-            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in shown}
+            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in self._shown(folder)}
             if places:
                 places |= {TRUTH: next(iter(places.values())).parent / TRUTH}
             files = {name: place / f"{number:04d}.mp4" for name, place in places.items()}

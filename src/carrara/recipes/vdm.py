@@ -27,15 +27,7 @@ from carrara.core.types import VideoShape, check_multiple
 from carrara.data.pond.sampling import Mix
 from carrara.data.prepared import Prepared
 from carrara.denoisers.unet3d import Temporal, UNet3D, UNetConfig
-from carrara.recipes.compute import (
-    COMPUTE,
-    check_flops,
-    cost_of,
-    sum_compute,
-    tell_finished,
-    train_counted,
-    write_compute,
-)
+from carrara.recipes.compute import check_flops, find_counted, sum_compute, train_counted
 from carrara.recipes.device import chosen_device
 from carrara.recipes.pond import PICTURED
 from carrara.recipes.pond_data import Captioning, train_pond_tokenizer
@@ -236,17 +228,11 @@ class VDMRecipe(Recipe):
         clips: PreparedClips | None,
     ) -> Path:
         """Train one stage, or find it trained; `compute.json` says with how many operations."""
-        model = folder / "model"
-        trained, counted = (model / "model_index.json").is_file(), (folder / COMPUTE).is_file()
-        if trained and counted:
-            tell_finished(folder, plan.flops)
-            return model
-        if clips and not trained:
+        if made := find_counted(folder, stage, plan.flops, lambda: self.phase(stage, system, plan, device, clips)):
+            return made
+        if clips:
             clips.verify()
         phase = self.phase(stage, system, plan, device, clips)
-        if trained:  # stopped between the last step and the count
-            write_compute(folder, stage, cost_of(phase))
-            return model
         return train_counted(phase, plan.train, folder, self._settings(stage, clips), stage, plan.flops)
 
     def _settings(self, stage: str, clips: PreparedClips | None = None) -> dict[str, object]:

@@ -24,14 +24,13 @@ from carrara.core.config import at_least
 from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.prior import Prior, PriorConfig
 from carrara.denoisers.unet3d import Conditions
-from carrara.diffusion.conditioning import Start, replace_known
-from carrara.diffusion.grids import Denoise
+from carrara.diffusion.conditioning import Start
 from carrara.diffusion.samplers import draw_noise, evaluations, sample_generators
 from carrara.systems.cascade import Augmentation, Block, as_beginning, augment, blocks, by_blocks, enlarge, shrink
 from carrara.systems.image_prior import Captions
 from carrara.systems.latent import Known, Progress, Sampling, Watch
 from carrara.systems.pixel_system import PixelSystem, read_parts
-from carrara.systems.stage import Process, Stage, Tally
+from carrara.systems.stage import Process, Stage, Tally, replacing
 from carrara.systems.unlabelled_phase import draw_known
 from carrara.text.contrastive import Contrastive, ContrastiveConfig
 
@@ -291,12 +290,7 @@ class MakeAVideo(PixelSystem):
                 for vector in (asked.vector, asked.null)
             )
             assert told is not None
-
-            def keep(
-                denoise: Denoise, noise: Tensor
-            ) -> Denoise:  # what is known is noised as the rest is, as training has it
-                return replace_known(denoise, values, here, noise)
-
+            keep = replacing(values, here)
             made = stage.draw(values.shape[1:], told, null, asked.sampling, asked.generators, asked.tally, keep)
             return torch.where(here[:, None, :, None, None], values, made)
 
@@ -319,14 +313,8 @@ class MakeAVideo(PixelSystem):
 
         def make(block: Block, past: Tensor | None) -> Tensor:
             told = self.tell_small(noised[:, :, block.start : block.stop], levels)
-
-            def keep(denoise: Denoise, noise: Tensor) -> Denoise:
-                if past is None:
-                    return denoise
-                known, mask = as_beginning(past, size[1])
-                return replace_known(denoise, known, mask, noise)
-
             size = (3, block.stop - block.start, height * settings.space, width * settings.space)
+            keep = None if past is None else replacing(*as_beginning(past, size[1]))
             return self.stage(name).draw(size, told, None, sampling, generators, tally, keep, one_noise=alone)
 
         return make(Block(0, frames, 0), None) if alone else by_blocks(frames, settings.frames, settings.overlap, make)
@@ -359,6 +347,6 @@ class MakeAVideo(PixelSystem):
     def _whole_frames(self, known: Known) -> tuple[Tensor, Tensor]:
         """The frames that are known, and which, `b f`. Raises ValueError for parts of frames, and for none."""
         mask = known.mask.flatten(2)
-        if not mask.all(dim=2).equal(mask.any(dim=2)) or not mask.any(dim=(1, 2)).all():
-            self.check_keeps(mask.shape[1], whole=False)
+        whole = mask.all(dim=2).equal(mask.any(dim=2)) and bool(mask.any(dim=(1, 2)).all())
+        self.check_keeps(mask.shape[1], whole)
         return known.latents, mask.all(dim=2)

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from carrara.core.config import choose
 from carrara.core.precision import computing_in
 from carrara.denoisers.unet3d import Conditions, UNet3D
+from carrara.diffusion.conditioning import replace_known
 from carrara.diffusion.fields import TimeDraw, draw_times
 from carrara.diffusion.grids import Denoise, GridPoint
 from carrara.diffusion.guidance import Guidance, guide, threshold_dynamic, threshold_static
@@ -32,6 +33,11 @@ THRESHOLDS: dict[str, Callable[[Denoise], Denoise]] = {
 }
 Wrap = Callable[[Denoise, Tensor], Denoise]
 """Makes a denoiser respect what is known; its second argument is the noise that sampling starts from."""
+
+
+def replacing(known: Tensor, mask: Tensor) -> Wrap:
+    """The wrap that shows what is known at the level of the rest, as training does; see `replace_known`."""
+    return lambda denoise, noise: replace_known(denoise, known, mask, noise)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ import torch
 from einops import repeat
 from torch import Generator, Tensor, nn
 
-from carrara.diffusion.conditioning import replace_known
-from carrara.diffusion.grids import Denoise
 from carrara.systems.latent import Sampling
 from carrara.systems.phases import film, to_bytes, to_unit
-from carrara.systems.stage import draw_levels
+from carrara.systems.stage import draw_levels, replacing
 from carrara.systems.stage_phase import VALIDATION_LEVELS, StagePhase
 from carrara.systems.step_flops import loss_flops
 
@@ -96,11 +94,8 @@ class UnlabelledPhase:
         clip = to_unit(self.validation.video[:4]).to(self.system.device)
         told, known = self.system.tell(self.stage, clip, self.validation.fps, Generator(clip.device).manual_seed(0))
         generators = [Generator().manual_seed(seed) for seed in range(len(clip))]
-
-        def keep(denoise: Denoise, noise: Tensor) -> Denoise:
-            return replace_known(denoise, clip, known, noise)
-
-        made = self.system.stage(self.stage).draw(clip.shape[1:], told, None, self.sampling, generators, wrap=keep)
+        stage, keep = self.system.stage(self.stage), replacing(clip, known)
+        made = stage.draw(clip.shape[1:], told, None, self.sampling, generators, wrap=keep)
         return film(to_bytes(made), 8)
 
     def export(self, folder: Path) -> None:

@@ -23,14 +23,14 @@ from torch import Generator, Tensor
 from carrara.core.config import at_least, choose
 from carrara.core.types import Keyframes, VideoShape
 from carrara.denoisers.unet3d import Conditions
-from carrara.diffusion.conditioning import Start, guide_known, replace_known
+from carrara.diffusion.conditioning import Start, guide_known
 from carrara.diffusion.grids import Denoise
 from carrara.diffusion.measured import guide_measured
 from carrara.diffusion.samplers import evaluations, sample_generators
 from carrara.systems.cascade import Block, as_beginning, blocks, by_blocks, shrink
 from carrara.systems.latent import Known, Progress, Sampling, Watch
 from carrara.systems.pixel_system import PixelSystem, read_parts
-from carrara.systems.stage import Process, Stage, Tally, Wrap
+from carrara.systems.stage import Process, Stage, Tally, Wrap, replacing
 
 EXTENSIONS = ("guide", "replace")
 
@@ -207,5 +207,5 @@ class VDM(PixelSystem):
         """Keep what is known, by reconstruction guidance (weight: None for that of the settings) or by replacement."""
         weight = self.settings.weight if weight is None else weight
         if choose("way to keep what is known", by, dict.fromkeys(EXTENSIONS, by)) == "replace":
-            return lambda denoise, noise: replace_known(denoise, known, mask, noise)
+            return replacing(known, mask)
         return lambda denoise, noise: guide_known(denoise, known, mask, noise, weight)
