@@ -1,9 +1,12 @@
-"""Files: whether they can be written to a place, asked before the work that would fill them, and what is in one."""
+"""Files: whether they can be written to a place, asked before the work that would fill them; written whole or not at
+all; and what is in one."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -34,6 +37,17 @@ def check_file(path: str | Path) -> Path:
     except (OSError, ValueError):  # a name that no file can have
         kind = "no such file"
     raise ValueError(f"{path}: {kind}")
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside this one, which then takes its place: it is the old one or the new one whenever
+    writing stops, and nothing is left of what fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

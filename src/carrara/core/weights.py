@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from carrara.core.config import nearest
+from carrara.core.files import replace_file
 from carrara.core.shards import Shard, outline, shard_files
 
 _PIECE = 8 << 20  # bytes of a mapped file that may be converted before it is opened anew
@@ -176,13 +177,12 @@ def save_weights(
     for name, value in tensors.items():
         keep = value.detach().to("cpu", dtype if dtype and value.is_floating_point() else value.dtype)
         renamed[table.to_theirs(name) if table else name] = keep.contiguous()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(renamed, partial, metadata={"format": "pt"})
-        partial.chmod(0o644)  # safetensors makes files that only their owner may read
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def save(place: Path) -> None:
+        save_file(renamed, place, metadata={"format": "pt"})
+        place.chmod(0o644)  # safetensors makes files that only their owner may read
+
+    replace_file(path, save)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from carrara.core.config import read_json, write_json
+from carrara.core.files import replace_file
 
 FORMAT = 1
 _NAMED = ("latents", "keyframes", "frames")
@@ -95,8 +96,7 @@ def write_latents(
         raise ValueError(f"dtype={dtype}: must be torch.float16, torch.bfloat16 or torch.float32")
     if (folder / "cache.json").is_file():
         count = index["count"] = max(count, _check_same(folder, index))
-    write_json(folder / "cache.json.partial", index)
-    (folder / "cache.json.partial").replace(folder / "cache.json")
+    write_json(folder / "cache.json", index)
     for start in range(0, count, shard):
         stop = min(start + shard, count)
         path = _shard_path(folder, start // shard)
@@ -173,17 +173,8 @@ def _write_shard(
     for name, value in tensors.items():
         if len(value) != stop - start:
             raise ValueError(f"clips {start} to {stop - 1}: only {len(value)} of them have {name}; give all or none")
-    _replace(path.with_suffix(".jsonl"), lambda to: to.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
-    _replace(path, lambda to: save_file(tensors, to, metadata={"format": "pt", "fingerprint": fingerprint}))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path.with_suffix(".jsonl"), lambda to: to.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
+    replace_file(path, lambda to: save_file(tensors, to, metadata={"format": "pt", "fingerprint": fingerprint}))
 
 
 class LatentCache:

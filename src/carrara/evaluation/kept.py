@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from carrara.core.config import read_json, write_json
-from carrara.core.files import sha256
+from carrara.core.files import replace_file, sha256
 
 RECORD, ANSWERS = "made.json", "answers"
 P = ParamSpec("P")
@@ -93,14 +92,12 @@ def answering(function: Callable[P, Tensor], folder: Path, by: str | None) -> Ca
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             result = function(*args, **kwargs)
         folder.mkdir(parents=True, exist_ok=True)
-        _whole(path, lambda place: np.savez_compressed(place, answer=result.detach().cpu().numpy()))
+
+        def save(place: Path) -> None:
+            with place.open("wb") as file:  # by a name it would add an ending
+                np.savez_compressed(file, answer=result.detach().cpu().numpy())
+
+        replace_file(path, save)
         return result
 
     return answer
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}")
-    write(part)
-    os.replace(part, path)

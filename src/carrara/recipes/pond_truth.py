@@ -6,8 +6,6 @@ cache's records, 3 ms a clip on one core, a thousandth of the latents' size, and
 
 from __future__ import annotations
 
-import os
-
 import torch
 from einops import rearrange, repeat
 from safetensors import safe_open
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from carrara.core.config import from_dict
+from carrara.core.files import replace_file
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
 from carrara.data.latents import LatentCache
@@ -74,12 +73,7 @@ class TruthTable:
             if clips.stop == len(cache) or start // PART % 16 == 15:
                 print(f"{path}: {clips.stop} of {len(cache)} clips", flush=True)
         tensors = {"covered": covered, "actors": torch.tensor(actors).char(), "clip": torch.tensor(clip).char()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file(tensors, partial, metadata=made_for)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, lambda place: save_file(tensors, place, metadata=made_for))
         return cls(covered, tensors["actors"], tensors["clip"], moments)
 
     def __call__(self, clips: Tensor) -> Content:

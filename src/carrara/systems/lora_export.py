@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from carrara.core.config import choose, write_json
+from carrara.core.files import replace_file
 from carrara.denoisers.dit_weights import DIFFUSERS, WAN
 from carrara.nn.lora import LowRank
 from carrara.systems.lora_files import DIFFUSERS_FILE, FIRST, METADATA, OURS, PEFT_CONFIG, PEFT_FILE
@@ -88,13 +89,8 @@ def _config(terms: Mapping[str, LowRank]) -> dict[str, Any]:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        partial.write_bytes(_sorted(save(whole, metadata={"format": "pt", **header})))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    replace_file(path, lambda place: place.write_bytes(_sorted(save(whole, metadata={"format": "pt", **header}))))
 
 
 def _sorted(file: bytes) -> bytes:
