@@ -54,9 +54,9 @@ def evaluate(args: list[str]) -> int:
     else:
         if options.model is not None:
             raise ValueError(f"{options.model!r} and --clips: give a model or a folder of videos, not both")
-        of_models = ("suite", "seed", "baseline", "prompts", *(field.name for field in fields(SamplingOptions)))
-        unsaid = (None, (), False, Evaluate.suite)
-        if given := [name for name in of_models if getattr(options, name) not in unsaid]:
+        of_videos = {"clips", "against", "only", "fvd", "output"}
+        said = [each.name for each in fields(options) if getattr(options, each.name) != each.default]
+        if given := [name for name in said if name not in of_videos]:
             raise ValueError(
                 f"--{given[0]} and --clips: videos are measured as they are; leave it out, or give a model"
             )
