@@ -8,8 +8,8 @@ that they were told, with a 95% interval; OUT/blind.png shows some of both.
 
 The prediction for Make-A-Video, which one run can refute: the interval does not lie above one half. (It may lie below:
 captions of two things say which is to the left of the other, and from there it is further to the right.) A model that
-learned from captioned clips (`carrara train vdm`) must lie above one half under the same command; if it does not, the
-test says nothing of either.
+learned from captioned clips, such as the bundled one, must lie above one half under the same command; if it does not,
+the test says nothing of either. Networks compute in bfloat16.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def study(system: System, out: Path, clips: int) -> dict[str, Any]:
     for seed in range(clips):
         subject = f"a {COLOURS[seed % len(COLOURS)]} {SUBJECTS[seed // len(COLOURS) % len(SUBJECTS)]}"
         for told, found in ways.items():
-            clip = to_bytes(system.sample([f"{subject} moves {told} on the sand"], [seed], shape, made.sampling))
+            latents = system.sample([f"{subject} moves {told} on the sand"], [seed], shape, made.sampling)
+            clip = to_bytes(torch.cat(list(system.decode_chunks(latents)), dim=2))
             found.append(way_of(clip[0], made.fps))
             if seed < 4:
                 rows.append(film(clip, 8))
@@ -77,7 +78,8 @@ def main() -> None:
     if len(sys.argv) not in (3, 4) or (len(sys.argv) == 4 and not (sys.argv[3].isdigit() and int(sys.argv[3]))):
         raise SystemExit(__doc__)
     clips = int(sys.argv[3]) if len(sys.argv) == 4 else 40
-    print(json.dumps(study(load_system(Path(sys.argv[1])), Path(sys.argv[2]), clips)))
+    system = load_system(Path(sys.argv[1]), precision="bfloat16")
+    print(json.dumps(study(system, Path(sys.argv[2]), clips)))
 
 
 if __name__ == "__main__":

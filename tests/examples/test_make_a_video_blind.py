@@ -15,6 +15,8 @@ from carrara.data.pond.sampling import Mix
 from carrara.recipes import RECIPES
 from carrara.recipes.pond_clips import pond_clips
 from carrara.recipes.pond_data import Captioning
+from carrara.systems.find import find_model
+from carrara.systems.registry import load_system
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
@@ -52,6 +54,12 @@ def test_the_prediction_is_refuted_by_a_model_that_obeys_and_kept_by_one_that_do
     one_way = {told: [1] * 15 + [-1] * 5 for told in ("left", "right")}
     assert not make_a_video_blind.judge(one_way)["above_one_half"]
     assert make_a_video_blind.judge({"left": [0], "right": [0]})["above_one_half"] is None
+
+
+def test_the_bundled_model_which_saw_captioned_clips_goes_the_way_that_it_is_told(tmp_path):
+    result = make_a_video_blind.study(load_system(find_model("pond")), tmp_path, 2)
+    assert result["as_told"]["total"] >= 3
+    assert result["as_told"]["share"] == 1
 
 
 def test_the_study_runs(tmp_path):
