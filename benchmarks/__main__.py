@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("pond", "autoencoder", "transformer", "unet", "generate", "inference", "memory", "stream_decode")
+NAMES = ("pond", "cache", "autoencoder", "transformer", "unet", "generate", "inference", "memory", "stream_decode")
 
 
 def main() -> None:

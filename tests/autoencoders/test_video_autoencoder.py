@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from carrara.autoencoders.causal import CausalConv
 from carrara.autoencoders.video import LatentStatistics, Posterior, VideoAutoencoder, latent_statistics
@@ -79,6 +80,18 @@ def test_encoding_in_chunks_equals_encoding_whole(config: VideoAutoencoderConfig
         part, state = model.encode_chunk(chunk, state)
         parts.append(part)
     close(torch.cat(parts, 2), model.encode(video))
+
+
+@CONFIGS
+@torch.no_grad()
+def test_an_image_costs_no_products_with_a_past_that_it_lacks(config: VideoAutoencoderConfig) -> None:
+    """Of three taps in time one is used: encoding it costs well below half of what the first frame of a clip does."""
+    model, image, costs = build(config), clip(config, 1), []
+    for encode in (model.encode, model.encode_chunk):
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+            encode(image)
+        costs.append(counter.get_total_flops())
+    assert costs[0] < 0.5 * costs[1]
 
 
 @CONFIGS

@@ -128,9 +128,10 @@ class VideoAutoencoder(nn.Module):
     def encode(self, video: Tensor) -> Tensor:
         """The posterior's mean, normalised: `b 3 t h w` in [-1, 1] to `b c f h w`.
 
-        Where nothing is to be learned it goes in chunks, which take less memory and reuse it.
+        Where nothing is to be learned it goes in chunks, which take less memory and reuse it; an image has no other
+        chunks to remember anything for, and its kernels no past to multiply by.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or video.shape[2:3] == (1,):
             return self.normalise(self.posterior(video).mean)
         _check_axes("video", video, 3)
         latent = VideoShape(*video.shape[2:]).latent(self.stride)

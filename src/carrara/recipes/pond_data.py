@@ -25,9 +25,10 @@ from carrara.recipes.pond_favoured import EVERY_CLIP, Favoured
 from carrara.recipes.pond_truth import TruthTable
 from carrara.systems.phases import CaptionedLatents, PixelBatch, to_unit
 from carrara.text.tokenizer import Tokenizer, train_tokenizer
+from carrara.training.process import keep_freed_memory
 
 KEYFRAMES = 4  # of every cached clip
-ENCODE_BATCH = 16
+ENCODE_BATCH = 32
 
 
 class ClipSource(Protocol):
@@ -180,6 +181,7 @@ def encode_clips(
     @torch.no_grad()
     def produce(start: int, stop: int) -> Iterator[LatentBatch]:
         autoencoder = encoder()
+        keep_freed_memory()
         for at in range(start, stop, ENCODE_BATCH):
             numbers = range(first + at, first + min(at + ENCODE_BATCH, stop))
             scenes = source.scenes(numbers.start, len(numbers))
