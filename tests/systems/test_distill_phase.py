@@ -16,6 +16,7 @@ from carrara.diffusion.grids import flow_grid
 from carrara.systems.distill_phase import Distillation, DistillPhase
 from carrara.systems.latent import Known, LatentVideo
 from carrara.systems.phases import CaptionedLatents
+from carrara.training.pieces import cut
 
 SHAPE = VideoShape(5, 64, 64)
 PROMPTS = ["a red ball bounces on the grass", "a green frog jumps over the pond", "a red ball", "the pond"]
@@ -31,7 +32,7 @@ def captioned(step: int) -> CaptionedLatents:
 
 def phase_of(system: LatentVideo, **settings) -> DistillPhase:
     config = replace(Distillation(steps=4, shift=3.0, parts=1, rolled=1), **settings)
-    return DistillPhase(copy.copy(system), captioned, captioned(99), config, PROMPTS, SHAPE)
+    return DistillPhase(copy.copy(system), captioned, captioned(99), config, PROMPTS, SHAPE, len(PROMPTS))
 
 
 def told(network: torch.nn.Module, seen: list[torch.Tensor]):
@@ -72,6 +73,22 @@ def test_the_loss_is_a_function_of_its_generator_and_reaches_the_students_weight
     assert not any(
         p.requires_grad for p in (*phase.teacher.denoiser.parameters(), *phase.teacher.text_encoder.parameters())
     )
+
+
+def test_pieces_of_a_batch_roll_their_share_of_its_clips_and_tell_the_same_parts(small_system):
+    """Processes add up what their pieces tell: other parts of one than of another would leave them waiting forever."""
+    phase, batch = phase_of(small_system, rolled=1), captioned(0)
+    seen: list[torch.Tensor] = []
+    told_of, rolled = set(), 0
+    with told(phase.student, seen):
+        for seed in range(24):
+            for row in range(4):
+                seen.clear()
+                told_of.add(tuple(phase.loss(cut(batch, slice(row, row + 1), 4), 0, generator(seed * 4 + row))))
+                rolled += len(seen) > 1  # its own path asks the student before it is compared
+    assert told_of == {("loss",)}
+    assert 12 <= rolled <= 38  # a quarter of 96, within three and a half deviations
+    assert set(phase.loss(batch, 0, generator())) == {"loss", "loss_rolled", "loss_noised"}
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(4, 3.0), (7, 1.7), (8, 1.0)])

@@ -91,6 +91,7 @@ class DistillRecipe(Recipe):
             self.distillation,
             PICTURED,
             VideoShape(teacher.defaults.frames, teacher.defaults.height, teacher.defaults.width),
+            self.clips,
         )
 
 

@@ -85,7 +85,10 @@ class _Path:
 
 
 class DistillPhase:
-    """Train a copy of the teacher's transformer to cross each window of its sampling grid in one evaluation."""
+    """Train a copy of the teacher's transformer to cross each window of its sampling grid in one evaluation.
+
+    clips: of a whole batch; a piece of one rolls its share of `Distillation.rolled`, drawn where that is no whole number.
+    """
 
     def __init__(
         self,
@@ -95,12 +98,14 @@ class DistillPhase:
         config: Distillation,
         pictured: Sequence[str],
         shape: VideoShape,
+        clips: int,
     ) -> None:
         self.teacher = teacher
         self.batch = batch
         self.config = config
         self.pictured = pictured
         self.shape = shape
+        self.clips = clips
         self.sampling = config.sampling(teacher.defaults.sampling)
         self.guidance = config.taught(teacher.defaults.sampling)
         guided_flow(_nowhere, _nowhere, self.guidance)  # refuses what cannot be distilled
@@ -125,7 +130,7 @@ class DistillPhase:
         noise = torch.randn(latents.shape, generator=generator, device=device)
         keyframes = take_keyframes(batch, drawn, generator) if f > 1 and mix.keyframe == 1 else None
 
-        rolled = min(config.rolled, b)
+        rolled = self._rolled(b, generator)
         spread = torch.randperm(b - rolled, generator=generator, device=device)
         spread = (spread + torch.randint(config.steps, (1,), generator=generator, device=device)) % config.steps
         which = torch.cat((torch.arange(config.steps, device=device).repeat(rolled), spread))  # window of each example
@@ -148,10 +153,16 @@ class DistillPhase:
         weights = drawn.weights[rows]
         parts = {"loss": _mean(error, weights)}
         border = rolled * config.steps
-        if 0 < border < len(rows):
+        if b == self.clips and 0 < border < len(rows):  # all pieces of a batch tell the same parts
             parts["loss_rolled"] = _mean(error[:border], weights[:border]).detach()
             parts["loss_noised"] = _mean(error[border:], weights[border:]).detach()
         return parts
+
+    def _rolled(self, count: int, generator: Generator) -> int:
+        """How many of so many clips start on the student's own path."""
+        share = self.config.rolled * count / self.clips
+        drawn = float(torch.rand((), generator=generator, device=generator.device)) if count < self.clips else 0.0
+        return min(count, int(share + drawn))
 
     def _levels(self, drawn: Field, rows: Tensor, level: Tensor) -> Tensor:
         """Levels `(n, f)` of examples of these clips at window levels `(n,)`: known frames keep their own."""
