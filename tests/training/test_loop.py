@@ -310,6 +310,18 @@ def test_a_run_may_be_made_longer_before_its_decay(tmp_path: Path):
     assert same(weights(longer), weights(whole))
 
 
+def test_a_length_that_has_passed_is_refused_and_leaves_the_run_as_it_was(tmp_path: Path):
+    """Its rate would never fall, and nothing was said."""
+    with pytest.raises(Stopped):
+        run(Regression(at={7: ctrl_c}), replace(CONFIG, steps=20), tmp_path)
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for shorter in (replace(CONFIG, steps=4), replace(CONFIG, steps=None, decay_at=2)):
+        with pytest.raises(ValueError, match=r"asked for \d steps in all, and 8 are done"):
+            run(Regression(), shorter, tmp_path)
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run(Regression(), replace(CONFIG, steps=10), tmp_path).losses
+
+
 def test_a_finished_run_only_exports_again(tmp_path: Path):
     run(Regression(), CONFIG, tmp_path)
     exported = (tmp_path / "model" / "weights.safetensors").read_bytes()

@@ -143,6 +143,7 @@ class _Run:
         if found:
             self.state, past = read_state(found[-1])
             check_same(past, self.settings, found[-1])
+            self._check_length()
             load_checkpoint(found[-1], held, self.average, self.optimizers)
             self.saved_at = self.state.step
         team.wait()
@@ -174,6 +175,15 @@ class _Run:
                 if self.team.any(stop.is_set()):
                     self.agreed = True
                     raise KeyboardInterrupt
+
+    def _check_length(self) -> None:
+        """Refuse a length that has passed before the rate began to fall: its model would never have been made."""
+        due = self.state.decay or decay_due(self.config, self.state.step, self.state.seconds)
+        if due is not None and due.end < self.state.step:
+            raise ValueError(
+                f"{self.folder}: asked for {due.end} steps in all, and {self.state.step} are done at a rate that has not "
+                f"begun to fall; ask for more than {self.state.step}, or give another folder"
+            )
 
     def _ended(self) -> bool:
         """Whether the run is over; the one place where time may start the decay."""
