@@ -87,7 +87,7 @@ class _Path:
 class DistillPhase:
     """Train a copy of the teacher's transformer to cross each window of its sampling grid in one evaluation.
 
-    clips: of a whole batch; a piece of one rolls its share of `Distillation.rolled`, drawn where that is no whole number.
+    clips: of a whole batch; a piece of one rolls its share of `Distillation.rolled`, drawn where that is not whole.
     """
 
     def __init__(

@@ -181,8 +181,8 @@ class _Run:
         due = self.state.decay or decay_due(self.config, self.state.step, self.state.seconds)
         if due is not None and due.end < self.state.step:
             raise ValueError(
-                f"{self.folder}: asked for {due.end} steps in all, and {self.state.step} are done at a rate that has not "
-                f"begun to fall; ask for more than {self.state.step}, or give another folder"
+                f"{self.folder}: asked for {due.end} steps in all, and {self.state.step} are done at a rate that "
+                f"has not begun to fall; ask for more than {self.state.step}, or give another folder"
             )
 
     def _ended(self) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from carrara.core.types import VideoShape
 from carrara.evaluation.physics.twins import BALL_LAWS, CONTROL, POND_LAWS, Twins, make_twins
 from carrara.evaluation.prompts import HELD_IN_START, MOST_PROMPTS, check_seed
-from carrara.evaluation.statistics import Share
+from carrara.evaluation.statistics import Estimate, Share, mean_estimate
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CHANCE, ROUGHNESS = "chance", "change between frames"
@@ -92,11 +92,19 @@ class Preferences:
     def laws(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(law for _, law in self.found))
 
-    def error(self, scorer: str, law: str | None = None, level: int | None = None) -> Share:
-        """The share of wrong pairs: of one law or of all that are broken, by the sum or at one level."""
-        laws = [law] if law else [name for name in self.laws if name != CONTROL]
-        pairs = [pair for name in laws for pair in self.found[scorer, name]]
-        return Share(sum(p.wrong if level is None else p.wrong_at[level] for p in pairs), len(pairs))
+    def error(self, scorer: str, law: str) -> Share:
+        """The share of wrong pairs of a law, by the sum over levels."""
+        pairs = self.found[scorer, law]
+        return Share(sum(pair.wrong for pair in pairs), len(pairs))
+
+    def overall(self, scorer: str, level: int | None = None) -> Estimate:
+        """The share of wrong pairs over all laws that are broken, by the sum over levels or at one.
+
+        Laws are broken in scenes of the same seeds, often in the same scene, so its interval is over seeds.
+        """
+        columns = zip(*(self.found[scorer, law] for law in self.laws if law != CONTROL), strict=True)
+        wrong = [[pair.wrong if level is None else pair.wrong_at[level] for pair in pairs] for pairs in columns]
+        return mean_estimate([sum(each) / len(each) for each in wrong], share=True)
 
 
 def measure_preference(
@@ -132,7 +140,8 @@ def measure_preference(
             shown.setdefault(law, twins)
             both = torch.stack([twins.valid, twins.invalid])
             for name, score in scorers.items():
-                noises = [(at * MOST_PROMPTS + number) * draws + draw for draw in range(draws)]
+                pair = (seed * len(laws) + at) * MOST_PROMPTS + number
+                noises = [pair * draws + draw for draw in range(draws)]
                 losses = torch.stack([score(both, twins.prompt, levels, noise) for noise in noises]).mean(0)
                 valid, invalid = losses.double().tolist()
                 found[name, law].append(Preference(law, scene, twins.moment, tuple(valid), tuple(invalid)))
