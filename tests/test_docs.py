@@ -8,6 +8,11 @@ import pytest
 
 from carrara.cli import run
 from carrara.cli.training import training_run
+from carrara.core.config import read_json
+from carrara.evaluation.scoreboard import markdown
+from carrara.evaluation.sources import TRUTH
+from carrara.recipes.scoreboard import RECORDED
+from carrara.recipes.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,3 +89,12 @@ def test_tracked_files_are_small_enough():
     models = sum(path.stat().st_size for path in files if "models" in path.parts)
     assert models < 44e6
     assert sum(path.stat().st_size for path in files) < 55e6
+
+
+def test_the_recorded_table_of_systems_is_whole_and_the_one_that_is_shown():
+    board = read_json(RECORDED)
+    assert markdown(board) in (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    rows = {row["name"]: row for row in board["rows"]}
+    assert set(rows) == {*SYSTEMS, TRUTH}
+    for name in SYSTEMS:
+        assert rows[name]["flops"] == pytest.approx(board["flops"], rel=0.01)
