@@ -2,7 +2,7 @@
 
     python benchmarks/cache.py [--threads 2] [--clips 1024]
 
-Floor on two CPU cores: 100,000 clips of 17 x 64 x 64, with five frames of each encoded alone, in 45 minutes.
+Floor on two CPU cores: 100,000 clips of 17 x 64 x 64, with four frames of each encoded alone, in 45 minutes.
 """
 
 from __future__ import annotations
