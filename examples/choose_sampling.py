@@ -8,6 +8,9 @@ been measured is kept in the folder, so that more settings can be added.
 
 At which noise level is what decided? `--truth-at 0.5 0.7 0.9` begins at these levels from the true clip of the prompt,
 noised so far, instead of from noise alone (1): an attribute that survives from a level on is decided above it.
+
+What is lost without any motion? `--frames 1` asks for pictures of the same scenes, in canonical words. As a clip,
+`--frames N` makes so many frames instead of the model's.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from carrara.core.config import write_json
 from carrara.core.media import write_video
 from carrara.core.types import VideoShape
 from carrara.core.weights import fingerprint
+from carrara.data.pond.captions import caption
 from carrara.data.pond.render import render
 from carrara.diffusion.conditioning import cut
 from carrara.diffusion.samplers import SAMPLERS, evaluations
-from carrara.evaluation.adherence.verdicts import ATTRIBUTES, adherence
+from carrara.evaluation.adherence.verdicts import ATTRIBUTES, Asked, adherence
 from carrara.evaluation.prompts import Prompt, draw_prompts
 from carrara.evaluation.statistics import Share
 from carrara.systems.latent import LatentVideo, Sampling, Start
@@ -40,12 +44,20 @@ VALIDATION_SEED, BATCH = 1000, 4
 ROWS = (*ATTRIBUTES, "all")
 
 
+def as_picture(prompt: Prompt) -> Prompt:
+    """A picture of the prompt's scene: nothing is asked of motions and cameras."""
+    scene = replace(prompt.scene, still=True)
+    said = caption(scene, prompt.level, prompt.seed, canonical=True)
+    return replace(prompt, scene=scene, text=said.text, asked=Asked.stated(scene, said))
+
+
 def measure(
-    system: LatentVideo, prompts: Sequence[Prompt], sampling: Sampling, level: float = 1.0
+    system: LatentVideo, prompts: Sequence[Prompt], sampling: Sampling, level: float = 1.0, frames: int | None = None
 ) -> list[dict[str, bool]]:
-    """The verdicts on a clip of each prompt, begun from the truth at a noise level; 1 is from noise alone."""
+    """The verdicts on a clip of each prompt, begun from the truth at a noise level; 1 is from noise alone. frames: of a
+    clip, None for the model's."""
     defaults, verdicts = system.defaults, []
-    shape = VideoShape(defaults.frames, defaults.height, defaults.width)
+    shape = VideoShape(frames or defaults.frames, defaults.height, defaults.width)
     with tempfile.TemporaryDirectory() as home, torch.no_grad():
         path = Path(home) / "clip.mp4"
         for start in range(0, len(prompts), BATCH):
@@ -81,6 +93,7 @@ def main() -> None:
     parser.add_argument("--shift", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance", nargs="+", type=float, default=[4.0])
     parser.add_argument("--truth-at", nargs="+", type=float, default=[1.0], metavar="LEVEL")
+    parser.add_argument("--frames", type=int, help="of a clip, instead of the model's; 1: pictures")
     options = parser.parse_args()
     if wrong := [level for level in options.truth_at if not 0 < level <= 1]:
         parser.error(f"--truth-at {wrong[0]:g}: must be a noise level above 0, at most 1")
@@ -88,14 +101,17 @@ def main() -> None:
     prompts = draw_prompts(options.prompts, VALIDATION_SEED)
     if options.actors:
         prompts = [prompt for prompt in prompts if len(prompt.scene.actors) == options.actors]
+    if options.frames == 1:
+        prompts = [as_picture(prompt) for prompt in prompts]
     kept = options.output / "sampling.json"
     about: dict[str, Any] = {
         "model": fingerprint(sorted(options.model.rglob("*.safetensors"))),
         "prompts": [p.text for p in prompts],
+        "frames": options.frames,
     }
     past: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else about | {"settings": {}}
-    if {name: past[name] for name in about} != about:
-        raise SystemExit(f"{kept}: measured on another model or other prompts; give another folder")
+    if {name: past.get(name) for name in about} != about:
+        raise SystemExit(f"{kept}: measured on another model, other prompts or clips; give another folder")
     print("| setting | networks | " + " | ".join(ROWS) + " |")
     print("|---" * (2 + len(ROWS)) + "|")
     for sampler, steps, shift, guidance, level in product(
@@ -105,7 +121,7 @@ def main() -> None:
         name += f", truth at {level:g}" if level < 1 else ""
         sampling = replace(system.defaults.sampling, sampler=sampler, steps=steps, shift=shift, guidance=guidance)
         if name not in past["settings"]:
-            past["settings"][name] = measure(system, prompts, sampling, level)
+            past["settings"][name] = measure(system, prompts, sampling, level, options.frames)
             write_json(kept, past)
         sides, left = 1 if guidance == 1 else 2, cut(sampling.points(), level).steps if level < 1 else steps
         print(row(name, past["settings"][name], sides * evaluations(sampler, left)), flush=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from carrara.core.config import write_json
 from carrara.core.media import write_picture
 from carrara.core.types import VideoShape
 from carrara.evaluation.reading.clip import read_clip
@@ -33,6 +34,7 @@ from carrara.systems.system import System
 WAYS = {"left": -1, "right": 1}
 COLOURS = ("red", "blue", "yellow", "green", "purple")
 SUBJECTS = ("car", "ball")
+PICTURED = 4  # seeds whose clips the picture shows
 LEAST = 0.1  # world units of travel, below which nothing is said to move sideways
 
 
@@ -54,23 +56,25 @@ def judge(ways: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def study(system: System, out: Path, clips: int) -> dict[str, Any]:
-    """Make the clips, read them, and write what was found."""
+    """Make the clips, read them, and write what was found, anew with every pair: a stop leaves what is known by then."""
     made = system.defaults
     shape = VideoShape(made.frames, made.height, made.width)
     ways: dict[str, list[int]] = {told: [] for told in WAYS}
-    rows = []
+    rows: list[torch.Tensor] = []
+    result: dict[str, Any] = {}
     for seed in range(clips):
         subject = f"a {COLOURS[seed % len(COLOURS)]} {SUBJECTS[seed // len(COLOURS) % len(SUBJECTS)]}"
         for told, found in ways.items():
             latents = system.sample([f"{subject} moves {told} on the sand"], [seed], shape, made.sampling)
             clip = to_bytes(torch.cat(list(system.decode_chunks(latents)), dim=2))
             found.append(way_of(clip[0], made.fps))
-            if seed < 4:
+            if seed < PICTURED:
                 rows.append(film(clip, 8))
-    result = {"clips": 2 * clips, **judge(ways)}
-    out.mkdir(parents=True, exist_ok=True)
-    write_picture(out / "blind.png", torch.cat(rows))
-    (out / "blind.json").write_text(json.dumps(result, indent=2) + "\n")
+        result = {"clips": 2 * (seed + 1), **judge(ways)}
+        if seed < PICTURED:
+            write_picture(out / "blind.png", torch.cat(rows))
+        write_json(out / "blind.json", result)
+        print(f"{result['clips']} of {2 * clips} clips: {result['as_told']}", flush=True)
     return result
 
 

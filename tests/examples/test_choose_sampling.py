@@ -33,8 +33,9 @@ def test_settings_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     assert first[0].startswith("| unipc, 1 steps, shift 1, guidance 4 | 2 |")
     monkeypatch.setattr(choose_sampling, "BATCH", 2)
     assert len(table("--steps", "1", "--guidance", "4", "1")) == 2
-    with pytest.raises(SystemExit, match="other prompts"):
-        table("--prompts", "3")
+    for other in (("--prompts", "3"), ("--frames", "9"), ("--frames", "1")):
+        with pytest.raises(SystemExit, match="other prompts or clips"):
+            table(*other)
 
 
 def test_a_row_counts_only_what_was_asked():
@@ -50,6 +51,18 @@ def test_from_a_little_noised_truth_everything_is_right():
     near = choose_sampling.measure(system, prompts, sampling, 0.1)
     far = choose_sampling.measure(system, prompts, sampling)
     assert sum(found["all"] for found in near) >= 3 > sum(found["all"] for found in far)
+
+
+def test_pictures_are_asked_for_what_a_picture_can_show():
+    system = choose_sampling.LatentVideo.load(MODEL)
+    prompts = [prompt for prompt in draw_prompts(20, 1000) if len(prompt.scene.actors) == 1][:4]
+    pictures = [choose_sampling.as_picture(prompt) for prompt in prompts]
+    assert not any("motion" in actor for picture in pictures for actor in picture.asked.actors)
+    assert all(picture.asked.camera is None for picture in pictures)
+    assert [set(p.asked.actors[0]) for p in pictures] == [set(p.asked.actors[0]) - {"motion"} for p in prompts]
+    sampling = choose_sampling.replace(system.defaults.sampling, steps=2)
+    near = choose_sampling.measure(system, pictures, sampling, 0.1, frames=1)
+    assert sum(found["all"] for found in near) >= 3
 
 
 def test_a_level_that_is_none_is_refused(monkeypatch, capsys):
