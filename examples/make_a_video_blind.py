@@ -56,7 +56,7 @@ def judge(ways: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def study(system: System, out: Path, clips: int) -> dict[str, Any]:
-    """Make the clips, read them, and write what was found, anew with every pair: a stop leaves what is known by then."""
+    """Make the clips, read them, and write what was found, anew with every pair, for a stop leaves what is known."""
     made = system.defaults
     shape = VideoShape(made.frames, made.height, made.width)
     ways: dict[str, list[int]] = {told: [] for told in WAYS}

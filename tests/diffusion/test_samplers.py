@@ -16,6 +16,7 @@ from carrara.diffusion.samplers import (
     draw_noise,
     euler,
     evaluations,
+    langevin,
     sample_generators,
     sample_noise,
 )
@@ -99,7 +100,15 @@ def test_second_order_beats_first_on_data_that_are_not_gaussian(name):
 
 @pytest.mark.parametrize("grid", ["flow", "cosine", "linear"])
 @pytest.mark.parametrize(
-    ("sampler", "settings"), [(ancestral, {}), (ancestral, {"gamma": 0.3}), (ddim, {"eta": 1.0}), (ddim, {"eta": 0.5})]
+    ("sampler", "settings"),
+    [
+        (ancestral, {}),
+        (ancestral, {"gamma": 0.3}),
+        (ddim, {"eta": 1.0}),
+        (ddim, {"eta": 0.5}),
+        (langevin, {}),
+        (langevin, {"delta": 0.3}),
+    ],
 )
 def test_stochastic_samplers_match_mean_and_covariance(sampler, settings, grid):
     generator = torch.Generator().manual_seed(1)
@@ -134,6 +143,38 @@ def test_ancestral_variance_bounds_are_exact_where_the_theory_says():
     for x, point in zip(seen, grid.points):
         assert x.mean().item() == pytest.approx(0.5 * point.alpha, abs=0.02)
         assert x.var().item() == pytest.approx(point.sigma**2, rel=0.03)
+
+
+def variances_visited(delta: float) -> list[float]:
+    """Of standard normal data at every call: what a step came to, and what its correction made of that."""
+    seen: list[float] = []
+
+    def standard(x: Tensor, point) -> Tensor:
+        seen.append(x.var().item())
+        return point.alpha * x
+
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(200000, 1, generator=generator).double()
+    langevin(standard, noise, vp_grid(CosineVP(), 6), generator, delta=delta)
+    return seen
+
+
+def test_a_langevin_correction_brings_a_variance_back_by_the_step_that_theory_says():
+    """A coordinate of variance v becomes (1 - delta sigma^2 / 2)^2 v + delta sigma^2 where 1 is right: what ancestral
+    steps lose grows back, and what is right stays so to within delta^2 / 4."""
+    seen, points = variances_visited(0.1), vp_grid(CosineVP(), 6).points
+    assert min(seen) < 0.95  # six ancestral steps do lose some
+    for before, after, point in zip(seen[1::2], seen[2::2], points[1:]):
+        part = 0.1 * point.sigma**2
+        assert after == pytest.approx((1 - part / 2) ** 2 * before + part, abs=0.01)
+        assert abs(after - 1) < abs(before - 1) + 0.1**2 / 4
+
+
+def test_without_a_step_the_langevin_sampler_is_the_ancestral_one_but_for_the_noise_it_draws():
+    noise, grid = start(4), vp_grid(CosineVP(), 2)
+    plain = ancestral(mixture, noise, grid, sample_generators(range(4)))
+    torch.testing.assert_close(langevin(mixture, noise, grid, sample_generators(range(4)), delta=0.0), plain)
+    assert not torch.allclose(langevin(mixture, noise, grid, sample_generators(range(4))), plain)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -193,6 +234,8 @@ def test_bad_calls_are_refused_with_a_remedy():
         ancestral(mixture, noise, flow_grid(3), gamma=2)
     with pytest.raises(ValueError, match="eta"):
         ddim(mixture, noise, flow_grid(3), eta=-1)
+    with pytest.raises(ValueError, match="delta"):
+        langevin(mixture, noise, flow_grid(3), sample_generators([1, 2]), delta=2)
     with pytest.raises(ValueError, match="fall"):
         Grid(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.5]), torch.tensor([1.0]))
     with pytest.raises(ValueError, match="one more"):

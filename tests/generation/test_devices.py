@@ -56,7 +56,7 @@ def test_every_network_moves(elsewhere):
     assert elsewhere.device.type == "meta"
 
 
-@pytest.mark.parametrize("sampler", ["unipc", "euler", "heun", "dpmpp_2m", "ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", ["unipc", "euler", "heun", "langevin", "dpmpp_2m", "ddim", "ancestral"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_sampling_mixes_no_devices(elsewhere, sampler, guidance):
     made = elsewhere.sample([PROMPT], [1], SHAPE, Sampling(steps=3, guidance=guidance, sampler=sampler))

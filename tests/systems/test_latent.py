@@ -57,7 +57,7 @@ def test_guidance_one_costs_one_evaluation_and_ignores_the_negative_prompt(small
     assert torch.equal(plain, small_system.sample([PROMPT], [7], SHAPE, off, negative="a green frog"))
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "euler", "heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "euler", "heun", "langevin", "dpmpp_2m", "unipc"])
 def test_every_sampler_runs_and_reports_its_evaluations(small_system, sampler):
     seen: list[tuple[int, int]] = []
     sampling = replace(FEW, sampler=sampler)

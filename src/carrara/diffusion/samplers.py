@@ -47,15 +47,35 @@ def ancestral(
     gamma in [0, 1] interpolates the variance, in its logarithm, from the posterior's, right for data that are one
     point (0), to the forward step's, right for standard normal data (1); 0 to 0.3 in Video Diffusion Models.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma={gamma}: expected 0 (the posterior's variance) to 1 (the forward step's)")
+    _check_gamma(gamma)
     for here, there in grid:
-        denoised = denoise(x, here)
-        lower, upper = _variances(here, there)
-        back = here.alpha * there.sigma**2 / (here.sigma**2 * there.alpha)  # e^(l_t - l_s) alpha_s / alpha_t
-        x = back * x + (there.alpha - back * here.alpha) * denoised
+        x = _ancestral_step(x, denoise(x, here), here, there, generator, gamma)
+    return x
+
+
+def langevin(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    generator: Generators | None = None,
+    gamma: float = 0.0,
+    delta: float = 0.1,
+) -> Tensor:
+    """Ancestral steps, each followed by a step of Langevin dynamics at the level that it came to: a predictor and a
+    corrector (Song et al. 2021, "Score-based generative modeling", section 4.2; with this step in Ho et al. 2022,
+    "Video Diffusion Models"). The corrector leaves the distribution at its level as it is, to within delta^2 / 4 of
+    its noise, and moves samples that have left it back. Two evaluations per step but the last.
+
+    delta: the corrector's step relative to the variance of the noise, from 0 (none) to 1.
+    """
+    _check_gamma(gamma)
+    if not 0 <= delta <= 1:
+        raise ValueError(f"delta={delta}: expected 0 (no correction) to 1; 0.1 in Video Diffusion Models")
+    for here, there in grid:
+        x = _ancestral_step(x, denoise(x, here), here, there, generator, gamma)
         if there.sigma > 0:
-            x = x + math.sqrt(lower ** (1 - gamma) * upper**gamma) * _noise_like(x, generator)
+            noise = _noise(x, denoise(x, there), there)
+            x = x - 0.5 * delta * there.sigma * noise + math.sqrt(delta) * there.sigma * _noise_like(x, generator)
     return x
 
 
@@ -104,16 +124,33 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": ddim,
     "euler": euler,
     "heun": heun,
+    "langevin": langevin,
     "dpmpp_2m": dpmpp_2m,
     "unipc": unipc,
 }
-"""Each is called as `sampler(denoise, x, grid, generator)`; ancestral needs the generators."""
+"""Each is called as `sampler(denoise, x, grid, generator)`; ancestral and langevin need the generators."""
 
 
 def evaluations(name: str, steps: int) -> int:
     """How many times the sampler of that name calls `denoise` on a grid of so many steps."""
     choose("sampler", name, SAMPLERS)
-    return 2 * steps - 1 if name == "heun" else steps
+    return 2 * steps - 1 if name in ("heun", "langevin") else steps
+
+
+def _check_gamma(gamma: float) -> None:
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma={gamma}: expected 0 (the posterior's variance) to 1 (the forward step's)")
+
+
+def _ancestral_step(
+    x: Tensor, denoised: Tensor, here: GridPoint, there: GridPoint, generator: Generators | None, gamma: float
+) -> Tensor:
+    lower, upper = _variances(here, there)
+    back = here.alpha * there.sigma**2 / (here.sigma**2 * there.alpha)  # e^(l_t - l_s) alpha_s / alpha_t
+    x = back * x + (there.alpha - back * here.alpha) * denoised
+    if there.sigma > 0:
+        x = x + math.sqrt(lower ** (1 - gamma) * upper**gamma) * _noise_like(x, generator)
+    return x
 
 
 def _noise(x: Tensor, denoised: Tensor, point: GridPoint) -> Tensor:
