@@ -164,6 +164,20 @@ def test_a_table_of_some_rows_keeps_those_that_are_there(made, tmp_path):
     assert sheet.shape[1] < read_video(made[0] / "pictures/prompt-0.png")[0].shape[1]
 
 
+def test_a_row_that_another_process_ends_meanwhile_is_in_the_table(made, tmp_path):
+    shutil.copytree(made[0], folder := tmp_path / "run")
+    for name in ("vdm", "latent"):
+        (folder / name / "seed-0/row.json").rename(folder / name / "seed-0/waiting")
+    (folder / "image/seed-0/row.json").unlink()
+
+    def tell(line: str) -> None:
+        if line == "image, seed 0: measuring":
+            (folder / "vdm/seed-0/waiting").rename(folder / "vdm/seed-0/row.json")
+
+    board = Scoreboard(contest_tiny(), MeasuredClips.open, BUDGET, prompts=PROMPTS, rows=("image",), tell=tell).make(folder)
+    assert [row["name"] for row in board["rows"]] == ["vdm", "make-a-video", "image", "truth"]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
