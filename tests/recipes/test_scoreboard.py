@@ -174,8 +174,8 @@ def test_a_row_that_another_process_ends_meanwhile_is_in_the_table(made, tmp_pat
         if line == "image, seed 0: measuring":
             (folder / "vdm/seed-0/waiting").rename(folder / "vdm/seed-0/row.json")
 
-    board = Scoreboard(contest_tiny(), MeasuredClips.open, BUDGET, prompts=PROMPTS, rows=("image",), tell=tell).make(folder)
-    assert [row["name"] for row in board["rows"]] == ["vdm", "make-a-video", "image", "truth"]
+    board = Scoreboard(contest_tiny(), MeasuredClips.open, BUDGET, prompts=PROMPTS, rows=("image",), tell=tell)
+    assert [row["name"] for row in board.make(folder)["rows"]] == ["vdm", "make-a-video", "image", "truth"]
 
 
 @pytest.mark.parametrize(
