@@ -28,7 +28,7 @@ import torch
 
 from carrara.core.config import write_json
 from carrara.core.media import write_video
-from carrara.core.types import VideoShape
+from carrara.core.types import VideoShape, check_frames
 from carrara.core.weights import fingerprint
 from carrara.data.pond.captions import caption
 from carrara.data.pond.render import render
@@ -57,7 +57,7 @@ def measure(
     """The verdicts on a clip of each prompt, begun from the truth at a noise level; 1 is from noise alone. frames: of a
     clip, None for the model's."""
     defaults, verdicts = system.defaults, []
-    shape = VideoShape(frames or defaults.frames, defaults.height, defaults.width)
+    shape = VideoShape(defaults.frames if frames is None else frames, defaults.height, defaults.width)
     with tempfile.TemporaryDirectory() as home, torch.no_grad():
         path = Path(home) / "clip.mp4"
         for start in range(0, len(prompts), BATCH):
@@ -98,6 +98,11 @@ def main() -> None:
     if wrong := [level for level in options.truth_at if not 0 < level <= 1]:
         parser.error(f"--truth-at {wrong[0]:g}: must be a noise level above 0, at most 1")
     system = LatentVideo.load(options.model)
+    if options.frames is not None:
+        try:
+            check_frames(options.frames, system.stride.time)
+        except ValueError as error:
+            parser.error(f"--{error}")
     prompts = draw_prompts(options.prompts, VALIDATION_SEED)
     if options.actors:
         prompts = [prompt for prompt in prompts if len(prompt.scene.actors) == options.actors]

@@ -70,3 +70,12 @@ def test_a_level_that_is_none_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         choose_sampling.main()
     assert "--truth-at 0: must be a noise level above 0, at most 1" in capsys.readouterr().err
+
+
+def test_frames_that_the_model_cannot_make_are_refused_before_any_clip(tmp_path, monkeypatch, capsys):
+    for frames, said in (("0", "--frames=0"), ("8", "nearest 7 or 9")):
+        monkeypatch.setattr(sys, "argv", ["x", str(MODEL), "-o", str(tmp_path / "out"), "--frames", frames])
+        with pytest.raises(SystemExit):
+            choose_sampling.main()
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from carrara.core.types import Keyframes, VideoShape
+from carrara.diffusion.samplers import SAMPLERS
 from carrara.systems.latent import Known, LatentVideo, Sampling
 from carrara.systems.phases import to_bytes
 
@@ -57,7 +58,7 @@ def test_guidance_one_costs_one_evaluation_and_ignores_the_negative_prompt(small
     assert torch.equal(plain, small_system.sample([PROMPT], [7], SHAPE, off, negative="a green frog"))
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "euler", "heun", "langevin", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_runs_and_reports_its_evaluations(small_system, sampler):
     seen: list[tuple[int, int]] = []
     sampling = replace(FEW, sampler=sampler)

@@ -96,11 +96,11 @@ class Scoreboard:
         in `scoreboard.json`, with pictures beside it. Raises ValueError, before anything runs, for a folder of another
         scoreboard."""
         self._claim(folder)
-        asked = [row for row in SYSTEMS if row in self.rows]
-        measured = {row: [self._measured(row, folder / row, seed) for seed in range(self.seeds)] for row in asked}
+        measured = {row: self._trainings(row, folder) for row in SYSTEMS if row in self.rows}
+        shown = self._shown(folder)  # with what another process has measured meanwhile
         rows, truth = [], None
-        for row in self._shown(folder):  # what another process has measured meanwhile is there by now
-            found = measured.get(row) or [self._measured(row, folder / row, seed) for seed in range(self.seeds)]
+        for row in shown:
+            found = measured.get(row) or self._trainings(row, folder)
             rows.append(self._row(row, found))
             truth = truth or next((each["truth"] for each in found if each["truth"]), None)
         if truth:
@@ -120,7 +120,7 @@ class Scoreboard:
             "rows": rows,
         }
         write_json(folder / BOARD, board)
-        self._picture(folder)
+        self._picture(folder, shown)
         return board
 
     def _claim(self, folder: Path) -> None:
@@ -147,6 +147,9 @@ class Scoreboard:
 
     def _as_drawn(self) -> dict[str, str]:
         return {"precision": self.precision} if self.precision else {}
+
+    def _trainings(self, row: str, folder: Path) -> list[dict[str, Any]]:
+        return [self._measured(row, folder / row, seed) for seed in range(self.seeds)]
 
     def _measured(self, row: str, home: Path, seed: int) -> dict[str, Any]:
         """What is known of one training of a row, made or read back; a failure to make clips is told in its cells."""
@@ -213,11 +216,11 @@ class Scoreboard:
         about = {"name": TRUTH, "title": "truth", "recipe": None, "makes": "-", "flops": None, "beside": "-"}
         return {**about, "cells": {**none, **cells}}
 
-    def _picture(self, folder: Path) -> None:
+    def _picture(self, folder: Path, rows: Sequence[str]) -> None:
         """The same prompts through every system: a picture for each prompt, and half of them on one sheet."""
         sheets = []
         for number, prompt in enumerate(draw_prompts(min(PICTURED, self.prompts))):
-            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in self._shown(folder)}
+            places = {row: folder / row / "seed-0" / "evaluation" / MODEL for row in rows}
             if places:
                 places |= {TRUTH: next(iter(places.values())).parent / TRUTH}
             files = {name: place / f"{number:04d}.mp4" for name, place in places.items()}
