@@ -97,8 +97,9 @@ def test_devices_are_taken_or_refused_in_one_line(tiny_folder, tmp_path, capsys)
 def test_memory_is_that_of_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 << 30, 8 << 30))
     assert available_memory("cuda") == 7 << 30
-    for name in ("_machine", "_cgroup"):  # read once: what is free changes from one reading to the next
-        monkeypatch.setattr(memory, name, lambda value=getattr(memory, name)(): value)
+    machine, cgroup = memory._machine(), memory._cgroup()  # read once: what is free changes from reading to reading
+    monkeypatch.setattr(memory, "_machine", lambda: machine)
+    monkeypatch.setattr(memory, "_cgroup", lambda: cgroup)
     assert available_memory("cpu") == available_memory() > 0
 
 
