@@ -67,7 +67,8 @@ def measure(
                 truth = to_unit(render([p.scene for p in part], shape, defaults.fps).video)
                 begun = Start(system.autoencoder.encode(truth), level)
             latents = system.sample([p.text for p in part], [p.seed for p in part], shape, sampling, start=begun)
-            for prompt, frames in zip(part, to_bytes(system.autoencoder.decode(latents))):
+            video = system.finish(system.autoencoder.decode(latents), [p.text for p in part])
+            for prompt, frames in zip(part, to_bytes(video)):
                 write_video(path, frames, defaults.fps, overwrite=True)
                 verdicts.append(dict(adherence(path, prompt.asked)[0]))
     return verdicts

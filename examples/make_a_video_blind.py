@@ -65,8 +65,9 @@ def study(system: System, out: Path, clips: int) -> dict[str, Any]:
     for seed in range(clips):
         subject = f"a {COLOURS[seed % len(COLOURS)]} {SUBJECTS[seed // len(COLOURS) % len(SUBJECTS)]}"
         for told, found in ways.items():
-            latents = system.sample([f"{subject} moves {told} on the sand"], [seed], shape, made.sampling)
-            clip = to_bytes(torch.cat(list(system.decode_chunks(latents)), dim=2))
+            prompt = f"{subject} moves {told} on the sand"
+            latents = system.sample([prompt], [seed], shape, made.sampling)
+            clip = to_bytes(system.finish(torch.cat(list(system.decode_chunks(latents)), dim=2), [prompt]))
             found.append(way_of(clip[0], made.fps))
             if seed < PICTURED:
                 rows.append(film(clip, 8))

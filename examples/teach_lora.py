@@ -163,7 +163,7 @@ def sampled(system: LatentVideo, steps: int, seed: int) -> Callable[[str, int], 
     def make(prompt: str, number: int) -> Tensor:
         latents = system.sample([prompt], [1000 * seed + number], shape, sampling)
         with torch.no_grad():
-            return to_bytes(system.autoencoder.decode(latents))[0]
+            return to_bytes(system.finish(system.autoencoder.decode(latents), [prompt]))[0]
 
     return make
 

@@ -19,7 +19,9 @@ from carrara.core.types import VideoShape
 from carrara.generation import memory
 from carrara.generation.memory import held_weights, plan_memory
 from carrara.nn.attention import PIECE
+from carrara.systems.latent import LatentVideo
 from carrara.systems.offload import offload
+from carrara.systems.refiner import Refiner, RefinerConfig, unet_of
 
 MEASURE = """
 import sys, torch
@@ -71,6 +73,7 @@ def test_a_plan_is_the_weights_and_the_worst_stage(small_system):
     plan = plan_memory(small_system, VideoShape(9, 64, 64))
     stages = (plan.text, plan.denoising, plan.decoding)
     assert min(stages) > 0
+    assert plan.refining == 0
     assert plan.peak == plan.allocated + plan.mapped + plan.base + plan.frames + max(stages)
     assert plan.beside_weights == memory.peak_memory(small_system, VideoShape(9, 64, 64))
 
@@ -124,3 +127,22 @@ def test_every_stage_grows_with_the_picture(small_system, frames):
     for small, large in pairwise(plans):
         assert small.denoising < large.denoising
         assert small.frames < large.frames
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(17, 64, 64), (33, 64, 96), (5, 128, 128)])
+def test_a_refiner_takes_about_what_is_planned(small_system, tmp_path, frames, height, width):
+    refiner = Refiner(RefinerConfig(unet_of(small_system.text_encoder.config.d_model))).eval()
+    refiner.init_weights(0)
+    system = LatentVideo(
+        small_system.autoencoder,
+        small_system.denoiser,
+        small_system.text_encoder,
+        small_system.tokenizer,
+        small_system.defaults,
+        refiner=refiner,
+    )
+    video, text = torch.rand(1, 3, frames, height, width), system.read(["a red ball"])
+    taken = peak(lambda: refiner.refine(video, text), tmp_path)
+    plan = plan_memory(system, VideoShape(frames, height, width))
+    assert 0.75 < plan.refining / memory._HELD_BACK / taken < 1.35
+    assert plan.allocated >= sum(value.nbytes for value in refiner.parameters())

@@ -20,6 +20,10 @@ RECORDED = {  # of each kind of run a training folder and settings that it recor
     "phyworld": ("denoiser", {"denoiser", "width", "height", "frames", "fps", "seed", "world"}),
     "pond-distill": ("denoiser", {"distillation", "captioning", "images", "clips", "seed", "teacher"}),
     "pond-decoder": ("decoder", {"loss", "mix", "shown", "width", "height", "frames", "fps", "seed", "model"}),
+    "pond-refiner": (
+        "refiner",
+        {"dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "seed", "model"},
+    ),
     "lora": ("lora", {"shares", "lora", "batch", "caption_dropout", "fields", "times", "seed", "model", "clips"}),
     "motion-features": ("", set(RECIPES["motion-features"]().__dataclass_fields__) - {"train"}),
     "vdm": ("fine", set(RECIPES["vdm"]()._settings("fine"))),

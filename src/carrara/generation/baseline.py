@@ -57,7 +57,8 @@ def frame_by_frame(model: Model, plan: Plan, noise: str) -> Tensor:
         latents = model.system.sample([plan.prompt] * len(part), part, shape, plan.sampling, plan.negative)
         if not latents.isfinite().all():
             raise GenerationError(f"frame by frame, {noise} noise: the denoiser's output is not finite")
-        pictures.append(rearrange(to_bytes(model.system.autoencoder.decode(latents)), "b 1 h w c -> b h w c").cpu())
+        video = model.system.finish(model.system.autoencoder.decode(latents), [plan.prompt] * len(part))
+        pictures.append(rearrange(to_bytes(video), "b 1 h w c -> b h w c").cpu())
     return torch.cat(pictures)[[distinct.index(seed) for seed in seeds]]
 
 

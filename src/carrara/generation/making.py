@@ -1,7 +1,8 @@
 """From latents to the frames of a timeline: decoded, put together with what is given, watched, window after window.
 
 Decoding is one stream: a window's new latents continue where the one before stopped, with the decoder's state, so that
-there is no seam in it. Of what was made only the frames that a later window needs are remembered, so memory does not
+there is no seam in it. A system with a refiner draws again what a window made, behind the frames that it was told, so
+that these go on. Of what was made only the frames that a later window needs are remembered, so memory does not
 grow with the clip. Of a clip that is made backwards the frames wait for the first on disk.
 """
 
@@ -20,9 +21,12 @@ from carrara.generation.memory import give_back
 from carrara.generation.passes import Frame
 from carrara.generation.timeline import Timeline, Window, context_of
 from carrara.systems.latent import LatentVideo, State
+from carrara.systems.phases import to_unit
 
 LatentsOf = Callable[[int, Window, Frame], Tensor]
 """A window's latents `1 c f h w`, from its number, itself and the frames known by then."""
+PromptOf = Callable[[Window], str]
+"""What is asked for in a window."""
 
 _FLAT = 2  # a clip whose values all lie within so many levels of 255 shows nothing
 _GIVEN = 64  # given frames are passed on so many at a time
@@ -68,6 +72,7 @@ def frames_of(
     system: LatentVideo,
     timeline: Timeline,
     latents_of: LatentsOf,
+    prompt_of: PromptOf,
     progress: bool | None = None,
     folder: Path | None = None,
 ) -> Iterator[Tensor]:
@@ -76,7 +81,7 @@ def frames_of(
     folder: where frames that are made backwards wait, None for the system's own place, which may be memory. Raises
     GenerationError for values that are not finite and for a clip without any contrast.
     """
-    making = _Making(system, timeline, latents_of, progress, folder)
+    making = _Making(system, timeline, latents_of, prompt_of, progress, folder)
     chunks = making.backward() if timeline.backward else making.forward()
     first = next(chunks)
     yield from _given(timeline, 0, timeline.begin)
@@ -94,14 +99,16 @@ class _Making:
         system: LatentVideo,
         timeline: Timeline,
         latents_of: LatentsOf,
+        prompt_of: PromptOf,
         progress: bool | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.system, self.timeline, self.latents_of, self.progress = system, timeline, latents_of, progress
-        self.folder = folder
+        self.system, self.timeline, self.progress, self.folder = system, timeline, progress, folder
+        self.latents_of, self.prompt_of = latents_of, prompt_of
         self.remembered = Remembered(timeline, system.stride.time)
         self.watch = _Watch(system, timeline)
         self.state: State | None = None
+        self.refines = getattr(system, "refiner", None) is not None
 
     def forward(self) -> Iterator[Tensor]:
         timeline, step = self.timeline, self.system.stride.time
@@ -109,7 +116,7 @@ class _Making:
             latents, at = self.latents_of(number, window, self.remembered.frame), window.start
             if number:  # what the prefix encodes has been decoded already
                 latents, at = latents[:, :, (window.prefix - 1) // step + 1 :], window.fresh
-            for frames in self.decoded(latents, at):
+            for frames in self.decoded(latents, at, window):
                 self.remembered.add(at, frames)
                 shown = frames[max(0, timeline.begin - at) : max(0, timeline.end - at)]
                 at += len(frames)
@@ -124,7 +131,7 @@ class _Making:
             for number, window in enumerate(self.timeline.windows):
                 latents = self.latents_of(number, window, self.remembered.frame)
                 self.state = None
-                whole = torch.cat(list(self.decoded(latents, window.start)))
+                whole = torch.cat(list(self.decoded(latents, window.start, window)))
                 made = whole[max(0, -window.start) : end - window.start]
                 pile.put(made)
                 end = max(0, window.start)
@@ -132,16 +139,33 @@ class _Making:
                 self.remembered.forget(window)
             yield from pile
 
-    def decoded(self, latents: Tensor, at: int) -> Iterator[Tensor]:
+    def decoded(self, latents: Tensor, at: int, window: Window) -> Iterator[Tensor]:
         """Latents as finished frames of the timeline, from frame `at` on."""
         give_back()  # what denoising left
         with progress_bar("decoding", self.progress) as show:
-            for video, after in self.system.decode_more(latents, self.state):
-                self.state = after
+            for video in self.finished(latents, at, window):
                 frames = _with_what_stays(self.watch(video), self.timeline, at)
                 at += len(frames)
                 show(min(at, self.timeline.frames), self.timeline.frames)
                 yield frames
+
+    def finished(self, latents: Tensor, at: int, window: Window) -> Iterator[Tensor]:
+        """Latents as video `1 3 t h w`: chunk by chunk as they are decoded, or all at once where it is drawn again."""
+        chunks = []
+        for video, after in self.system.decode_more(latents, self.state):
+            self.state = after
+            if not self.refines:
+                yield video
+            else:
+                chunks.append(video)
+        if not chunks:
+            return
+        made = torch.cat(chunks, dim=2)
+        before = [self.remembered.frame(index) for index in range(window.start, at)]
+        known = [frame for frame in before if frame is not None]
+        if known and len(known) == len(before):
+            made = torch.cat((to_unit(torch.stack(known)[None]).to(made), made), dim=2)
+        yield self.system.finish(made, [self.prompt_of(window)])[:, :, -sum(chunk.shape[2] for chunk in chunks) :]
 
 
 class _Pile:

@@ -37,7 +37,8 @@ class MemoryPlan:
     """Bytes that a clip takes, by what takes them. Stages come one after the other, so the largest counts.
 
     allocated, mapped: weights in memory of their own, and weights that are pages of mapped files; base: of libraries;
-    text, denoising, decoding: of each stage, with what only it holds; frames: what is collected of the clip itself.
+    text, denoising, decoding, refining: of each stage, with what only it holds; frames: what is collected of the clip
+    itself.
     """
 
     allocated: int
@@ -46,11 +47,12 @@ class MemoryPlan:
     text: int
     denoising: int
     decoding: int
+    refining: int
     frames: int
 
     @property
     def beside_weights(self) -> int:
-        return self.base + self.frames + max(self.text, self.denoising, self.decoding)
+        return self.base + self.frames + max(self.text, self.denoising, self.decoding, self.refining)
 
     @property
     def peak(self) -> int:
@@ -76,8 +78,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
 
 def plan_memory(system: LatentVideo, shape: VideoShape) -> MemoryPlan:
     """What one clip of this shape will take with the system as it is loaded. Nothing is computed."""
-    networks = (system.denoiser, system.low_denoiser, system.autoencoder, system.text_encoder, system.image_tower)
-    return _plan(system, shape, held_weights(network for network in networks if network is not None))
+    return _plan(system, shape, held_weights(system.networks()))
 
 
 def peak_memory(system: LatentVideo | PixelSystem, shape: VideoShape) -> int:
@@ -89,7 +90,7 @@ def peak_memory(system: LatentVideo | PixelSystem, shape: VideoShape) -> int:
 
 def _plan(system: LatentVideo, shape: VideoShape, weights: tuple[int, int]) -> MemoryPlan:
     frames = shape.frames * shape.height * shape.width * 3
-    stages = (_reading(system), _denoising(system, shape), _decoding(system, shape))
+    stages = (_reading(system), _denoising(system, shape), _decoding(system, shape), _refining(system, shape))
     return MemoryPlan(*weights, _BASE, *stages, frames)
 
 
@@ -219,6 +220,17 @@ def _decoding(system: LatentVideo, shape: VideoShape) -> int:
         alive = max(alive, _chunk(system, latent, min(latent.frames - most, most), False))
     kept = _vae_bytes(system) * _kept(system, latent.height * latent.width)
     return int(_HELD_BACK * (alive + kept)) + _ENCODER * shape.height * shape.width
+
+
+def _refining(system: LatentVideo, shape: VideoShape) -> int:
+    """A refiner over all frames at once: at its finest level what goes up, what came down and what a convolution reads
+    and writes; copies of the clip on its way in and out; pieces of scores."""
+    if system.refiner is None:
+        return 0
+    config = system.refiner.config
+    places = shape.frames * shape.height * shape.width / config.fold**2
+    alive = places * (9 * config.unet.dim + 8 * config.unet.channels) + 3 * _PIECE
+    return int(_HELD_BACK * _FLOAT * alive)
 
 
 def _vae_bytes(system: LatentVideo) -> int:

@@ -128,7 +128,8 @@ class Model:
     def decode(self, latents: Tensor, manifest: Manifest, progress: bool | None = None) -> Clip:
         """Latents `1 c f h w` of a clip without pictures, made in one window, as a clip in memory."""
         timeline = Timeline(manifest.frames, 0, manifest.frames, (Window(0, manifest.frames),))
-        return _collected(frames_of(self.system, timeline, lambda *_: latents, progress), timeline, manifest)
+        frames = frames_of(self.system, timeline, lambda *_: latents, lambda _: manifest.prompt, progress)
+        return _collected(frames, timeline, manifest)
 
     def frames(self, plan: Plan, progress: bool | None = None) -> Iterator[Tensor]:
         """The plan's clip, made while it is asked for, in chunks uint8 `t h w 3`: memory does not grow with it."""
@@ -136,7 +137,7 @@ class Model:
         def latents_of(number: int, window: Window, frame: Frame) -> Tensor:
             return self._draw(plan, number, self._told(plan, window, frame), progress)
 
-        return frames_of(self.system, plan.timeline, latents_of, progress)
+        return frames_of(self.system, plan.timeline, latents_of, plan.prompt_of, progress)
 
     def write(
         self,
@@ -166,7 +167,7 @@ class Model:
             save_latents(written[-1], latents, manifest)
             return latents
 
-        frames = frames_of(self.system, plan.timeline, latents_of, progress, path.parent)
+        frames = frames_of(self.system, plan.timeline, latents_of, plan.prompt_of, progress, path.parent)
         try:
             first = next(frames)  # drawn before the file is begun
             write_video(path, chain([first], frames), plan.fps, manifest.metadata(), overwrite, plan.shape)

@@ -98,10 +98,7 @@ class LoRARecipe(Recipe):
         found = recognise(find_model(self.model))
         system = assemble(found, staged=found.foreign)
         device = torch.device(chosen_device(self.device))
-        parts = (system.denoiser, system.low_denoiser, system.text_encoder, system.autoencoder, system.image_tower)
-        for module in parts:
-            if module is not None:
-                module.to(device)
+        system.to(device)
         terms = fresh_terms(  # what it refuses is refused before anything is encoded
             system, self.lora.rank, self.lora.alpha, self.lora.targets, Generator().manual_seed(self.seed)
         )

@@ -45,6 +45,7 @@ MARKS = {
     "phyworld": Mark(LATENT, "world"),
     "pond-distill": Mark(("denoiser",), "distillation"),
     "pond-decoder": Mark(("decoder",), "shown"),
+    "pond-refiner": Mark(("refiner",), "melting"),
     "lora": Mark(("lora",), "lora"),
     "motion-features": Mark(("",), "wide_every"),
     "vdm": Mark(("base", "fine"), "base"),

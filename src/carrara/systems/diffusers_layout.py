@@ -24,11 +24,13 @@ from carrara.systems.image_tower_weights import FOLDER_NAMES, is_not_read
 from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import Defaults
 from carrara.systems.parts import INCOMPLETE, ModelFolder, Network, defaults_of
+from carrara.systems.refiner import Refiner, RefinerConfig
 from carrara.systems.registry import READERS
 from carrara.systems.releases import SUPPORTED, kind_of
 from carrara.text.encoder import TIED, TextEncoder, TextEncoderConfig
 
 WEIGHTS = "diffusion_pytorch_model"
+REFINER = "model"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 TRANSFORMER = "WanTransformer3DModel"
 _SCHEDULERS = {"UniPCMultistepScheduler": "flow_shift", "FlowMatchEulerDiscreteScheduler": "shift"}
@@ -67,6 +69,8 @@ def recognise_diffusers(folder: Path) -> ModelFolder:
     networks["text_encoder"] = _text_encoder(folder)
     if kind.image_tower:
         networks["image_encoder"] = _image_tower(folder)
+    if (folder / "refiner").is_dir():
+        networks["refiner"] = _refiner(folder)
     return ModelFolder(folder, "diffusers", kind, networks, folder / "tokenizer", _defaults(folder, kind), not own)
 
 
@@ -104,6 +108,14 @@ def _image_tower(folder: Path) -> Network:
         files=_shards(folder, "image_encoder", "model"),
         table=lambda _: FOLDER_NAMES,
         skip=is_not_read,
+    )
+
+
+def _refiner(folder: Path) -> Network:
+    where = str(folder / "refiner/config.json")
+    return Network(
+        build=lambda: Refiner(from_dict(RefinerConfig, _config(folder, "refiner"), where)),
+        files=_shards(folder, "refiner", REFINER),
     )
 
 

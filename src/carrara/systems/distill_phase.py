@@ -231,7 +231,14 @@ class DistillPhase:
         """The student with the teacher's other parts, and its few steps as the default."""
         teacher = self.teacher
         defaults = replace(teacher.defaults, sampling=self.sampling, strides=True)
-        return LatentVideo(teacher.autoencoder, self.student, teacher.text_encoder, teacher.tokenizer, defaults)
+        return LatentVideo(
+            teacher.autoencoder,
+            self.student,
+            teacher.text_encoder,
+            teacher.tokenizer,
+            defaults,
+            refiner=teacher.refiner,
+        )
 
     def export(self, folder: Path) -> None:
         """Write the whole model folder."""

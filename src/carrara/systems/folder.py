@@ -1,8 +1,9 @@
 """A model folder: the diffusers layout, so that public checkpoints run here and models trained here run there.
 
 `model_index.json`, `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; of Wan's larger models also
-`transformer_2/` and `image_encoder/`; safetensors only. One file is ours and ignored elsewhere: `carrara.json`, the
-clip and the sampling that the model was made for. The layout in which Wan was published is read too (`original.py`).
+`transformer_2/` and `image_encoder/`; safetensors only. Two things are ours and ignored elsewhere: `carrara.json`, the
+clip and the sampling that the model was made for, and `refiner/`, of a model that has one. The layout in which Wan was
+published is read too (`original.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from carrara.core.config import read_json, to_dict, write_json
 from carrara.core.weights import load_weights, save_weights
 from carrara.denoisers.dit_weights import DIFFUSERS as DENOISER_NAMES
 from carrara.nn.lora import adapted_layers
-from carrara.systems.diffusers_layout import WEIGHTS, recognise_diffusers
+from carrara.systems.diffusers_layout import REFINER, WEIGHTS, recognise_diffusers
 from carrara.systems.image_tower_weights import write_tower
 from carrara.systems.kinds import ModelKind
 from carrara.systems.latent import LatentVideo
 from carrara.systems.original import is_original, recognise_original
 from carrara.systems.parts import ModelFolder
+from carrara.systems.refiner import Refiner
 
 VERSION = {"_diffusers_version": "0.36.0"}
 INDEX: dict[str, Any] = {
@@ -74,6 +76,7 @@ def assemble(
         low_denoiser=parts.low_denoiser,
         boundary=parts.kind.boundary or 0.0,
         image_tower=parts.image_tower,
+        refiner=parts.refiner,
     ).to(device)
 
 
@@ -114,6 +117,8 @@ def write_folder(system: LatentVideo, folder: Path, dtype: torch.dtype, released
     write_autoencoder(system.autoencoder, folder / "vae", dtype)
     if system.image_tower is not None:
         write_tower(system.image_tower, folder)
+    if system.refiner is not None:
+        write_refiner(system.refiner, folder / "refiner", dtype)
     system.text_encoder.save(folder / "text_encoder", dtype)
     system.tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config(system.defaults.shift))
@@ -148,6 +153,12 @@ def write_autoencoder(autoencoder: VideoAutoencoder, folder: Path, dtype: torch.
     write_json(folder / "config.json", autoencoder.config.to_diffusers() | VERSION)
     names = diffusers_names(autoencoder.config)
     save_weights(autoencoder.state_dict(), folder / f"{WEIGHTS}.safetensors", names, dtype)
+
+
+def write_refiner(refiner: Refiner, folder: Path, dtype: torch.dtype) -> None:
+    """Write a `refiner/` folder."""
+    write_json(folder / "config.json", to_dict(refiner.config))
+    save_weights(refiner.state_dict(), folder / f"{REFINER}.safetensors", dtype=dtype)
 
 
 def scheduler_config(shift: float) -> dict[str, Any]:

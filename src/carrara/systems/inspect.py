@@ -128,6 +128,7 @@ def _empty(found: ModelFolder) -> LatentVideo:
         low_denoiser=networks.get("transformer_2"),
         boundary=found.kind.boundary or 0.0,
         image_tower=networks.get("image_encoder"),
+        refiner=networks.get("refiner"),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # names of types only: the modules that make systems import t
     from carrara.systems.image_tower import ImageTower
     from carrara.systems.latent import Defaults
     from carrara.systems.offload import StagedTextEncoder
+    from carrara.systems.refiner import Refiner
     from carrara.text.encoder import TextEncoder
     from carrara.text.tokenizer import Tokenizer
 
@@ -114,7 +115,8 @@ class Parts:
     """What a model folder of either layout holds, loaded, in evaluation mode, without gradients.
 
     denoiser: the only transformer, or the expert of high noise; low_denoiser: the expert of low noise, where there are
-    two; image_tower: only where `kind.image_tower`; fingerprint: of every file whose bytes decide what is made.
+    two; image_tower: only where `kind.image_tower`; fingerprint: of every file whose bytes decide what is made;
+    refiner: where the folder has one.
     """
 
     kind: ModelKind
@@ -126,3 +128,4 @@ class Parts:
     image_tower: ImageTower | None
     defaults: Defaults
     fingerprint: str
+    refiner: Refiner | None = None

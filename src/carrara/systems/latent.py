@@ -7,13 +7,13 @@ Rombach et al. 2022; flow matching, Lipman et al. 2023). Its folder is the diffu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from einops import reduce, repeat
-from torch import Tensor
+from torch import Tensor, nn
 
 from carrara.autoencoders.causal import State
 from carrara.autoencoders.video import VideoAutoencoder, chunk_frames
@@ -40,6 +40,7 @@ from carrara.systems.denoising import Given, ImageContext, guided
 from carrara.systems.experts import Experts
 from carrara.systems.image_tower import ImageTower
 from carrara.systems.offload import StagedTextEncoder
+from carrara.systems.refiner import Refiner
 from carrara.text.encoder import TextEncoder
 from carrara.text.tokenizer import Tokenizer
 
@@ -157,6 +158,7 @@ class LatentVideo:
         low_denoiser: DiT | None = None,
         boundary: float = 0.875,
         image_tower: ImageTower | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.autoencoder = autoencoder
         self.denoiser = denoiser
@@ -166,6 +168,7 @@ class LatentVideo:
         self.fingerprint = fingerprint
         self.low_denoiser, self.boundary = low_denoiser, boundary
         self.image_tower = image_tower
+        self.refiner = refiner
         self.precision = ""  # what it was asked to be loaded in, as `core.precision` names it
         self.taught: set[str] = set()  # words that adapters taught, which the tokenizer does not know whole
 
@@ -201,10 +204,14 @@ class LatentVideo:
     def to(self, device: torch.device | str) -> Self:
         """Move every network there. Offloaded blocks compute where they were loaded for; a staged text encoder follows
         when it is loaded."""
-        for network in (self.denoiser, self.low_denoiser, self.autoencoder, self.text_encoder, self.image_tower):
-            if network is not None:
-                network.to(device)
+        for network in self.networks():
+            network.to(device)
         return self
+
+    def networks(self) -> list[nn.Module | StagedTextEncoder]:
+        """Every network there is."""
+        parts = (self.denoiser, self.low_denoiser, self.autoencoder, self.text_encoder, self.image_tower, self.refiner)
+        return [part for part in parts if part is not None]
 
     @property
     def device(self) -> torch.device:
@@ -291,6 +298,14 @@ class LatentVideo:
             if watch is not None:
                 denoise = _watched(denoise, watch)
             return sampler(denoise, x, grid, generators)
+
+    def finish(self, video: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Decoded clips `b 3 t h w` as they are shown: drawn again by the refiner, where the model has one."""
+        if self.refiner is None:
+            return video
+        text = self.read(prompts)
+        precision = self.precision or ("bfloat16" if video.dtype == torch.bfloat16 else "")
+        return self.refiner.refine(video, replace(text, states=text.states.float()), precision)
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""

@@ -52,7 +52,8 @@ class LatentContinues:
         if not prompt:  # with nothing to say, guidance would compare the null caption with itself
             sampling = replace(sampling, guidance=1.0)
         latents = system.sample([prompt], [seed], shape, sampling, known=Known(whole, mask))
-        return to_bytes(torch.cat(list(system.decode_chunks(latents)), dim=2))[0].cpu()
+        video = torch.cat(list(system.decode_chunks(latents)), dim=2)
+        return to_bytes(system.finish(video, [prompt]))[0].cpu()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from carrara.systems.image_tower import ImageTower
 from carrara.systems.kinds import ModelKind, Parts
 from carrara.systems.latent import Defaults, Sampling
 from carrara.systems.offload import StagedTextEncoder, load_offloaded
+from carrara.systems.refiner import Refiner
 from carrara.text.tokenizer import Tokenizer
 
 PUBLISHED_TYPES = {
@@ -41,6 +42,7 @@ PUBLISHED_TYPES = {
     "text_encoder": torch.bfloat16,
     "vae": torch.float32,
     "image_encoder": torch.float32,
+    "refiner": torch.float32,
 }
 """What Wan's own code computes with, where the user does not say."""
 
@@ -135,6 +137,8 @@ class ModelFolder:
 
     def dtype(self, part: str, dtype: torch.dtype | None) -> torch.dtype:
         """The type that a network is loaded in where `dtype` is asked for; None is the published precision."""
+        if part == "refiner":
+            return torch.float32  # its norms want it; it computes in other precisions by autocast
         if dtype is not None:
             return dtype
         return PUBLISHED_TYPES[part] if self.foreign else torch.float32
@@ -197,9 +201,18 @@ class ModelFolder:
         low: DiT | None = load("transformer_2", dtype) if "transformer_2" in self.networks else None
         text_encoder = self.load_staged(dtype) if staged else self.load("text_encoder", dtype)
         tower: ImageTower | None = self.load("image_encoder", dtype) if "image_encoder" in self.networks else None
-        tokenizer = Tokenizer.load(self.tokenizer)
+        refiner: Refiner | None = self.load("refiner", dtype) if "refiner" in self.networks else None
         return Parts(
-            self.kind, autoencoder, denoiser, low, text_encoder, tokenizer, tower, self.defaults, self.fingerprint()
+            self.kind,
+            autoencoder,
+            denoiser,
+            low,
+            text_encoder,
+            Tokenizer.load(self.tokenizer),
+            tower,
+            self.defaults,
+            self.fingerprint(),
+            refiner,
         )
 
 

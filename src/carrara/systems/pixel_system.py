@@ -144,6 +144,10 @@ class PixelSystem:
         ids, mask = self.tokenizer.encode(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
 
+    def finish(self, video: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Clips as they are shown: as they are."""
+        return video
+
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1]: the latents."""
         yield latents

@@ -29,7 +29,7 @@ class System(Protocol):
     else a system has is its own. `precision` is what networks were asked to compute in, "" the model's own. `sample`
     gives latents `b c f h w`, one prompt and one seed each, the same whatever is in the batch, and refuses (ValueError)
     what it cannot take of `known`, `keyframes` and `start`. `decode_more` gives video `b 3 t h w` in [-1, 1] in chunks,
-    each with the state from which decoding goes on.
+    each with the state from which decoding goes on; `finish` makes of decoded clips what is shown.
     """
 
     defaults: Defaults
@@ -78,6 +78,8 @@ class System(Protocol):
         watch: Watch | None = None,
         start: Start | None = None,
     ) -> Tensor: ...
+
+    def finish(self, video: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]: ...
 

@@ -1,0 +1,119 @@
+"""Clips as a model that melts outlines would make them, beside what they should have been: what a refiner learns from.
+
+A latent model that has seen little puts actors where they belong and draws of each a mixture of all that it could have
+been. The pond can render any scene with other actors in it, so such clips are made here without a model: every actor
+is a patchwork of two renders of its scene, in which it is, as a rule, something else; the patches differ from frame to
+frame; and all of it is bent, blurred and tinted a little.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange, repeat
+from torch import Generator, Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+
+from carrara.core.types import VideoShape
+from carrara.data.pond.render import render
+from carrara.data.pond.world import ACTORS, COLOURS, Scene
+
+PATCHES, BENDS, TINTS = 7, 11, 9  # control points a side of the smooth random fields
+LASTING = 1.2  # deviation of what of the patches stays through a clip, beside 1 for what does not
+EVEN = 0.7  # deviation of which of the two renders a frame has more of
+
+
+@dataclass(frozen=True)
+class Melting:
+    """How far clips are from what they should have been.
+
+    hint: how often an actor of one of the two renders is what it should be; recoloured: how often it has any colour;
+    bend: the largest deviation of bending, in pixels of a frame of 64; tint, grain: deviations of what is added, for
+    pixels in [-1, 1].
+    """
+
+    hint: float = 0.25
+    recoloured: float = 0.1
+    bend: float = 2.2
+    tint: float = 0.06
+    grain: float = 0.03
+
+    def __post_init__(self) -> None:
+        for name in ("hint", "recoloured"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: a probability lies between 0 and 1")
+        for name in ("bend", "tint", "grain"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class Melted:
+    """video: the true clips, uint8 `b t h w 3`; melted: the same melted; actors: uint8 `b t h w`, nonzero where one
+    shows."""
+
+    video: Tensor
+    melted: Tensor
+    actors: Tensor
+
+
+def melt(
+    scenes: Sequence[Scene],
+    shape: VideoShape,
+    fps: float,
+    melting: Melting,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Melted:
+    """Render scenes, true and melted; a function of its arguments. Every frame melts anew, but not wholly."""
+    rng, generator = random.Random(seed), Generator().manual_seed(seed)
+    truth = render(scenes, shape, fps, device)
+    first, second = (render([_other(scene, melting, rng) for scene in scenes], shape, fps, device) for _ in range(2))
+    clips, frames, sides = len(scenes), shape.frames, (shape.height, shape.width)
+
+    def field(count: int, channels: int, points: int) -> Tensor:
+        drawn = torch.randn(count, channels, points, points, generator=generator).to(device)
+        return interpolate(drawn, sides, mode="bicubic", align_corners=False)
+
+    def each(count: int) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator).to(device)
+
+    n = clips * frames
+    patches = field(n, 1, PATCHES) + EVEN * torch.randn(n, 1, 1, 1, generator=generator).to(device)
+    if frames > 1:
+        patches = patches + LASTING * repeat(field(clips, 1, PATCHES), "b c h w -> (b t) c h w", t=frames)
+    melted = torch.where(patches > 0, _flat(first.video), _flat(second.video))
+    melted = _bent(melted, field(n, 2, BENDS) * (2 * melting.bend / 64 * each(n)))
+    blurred = avg_pool2d(pad(melted, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    melted = torch.lerp(melted, blurred, each(n)) + melting.tint * field(n, 3, TINTS)
+    melted = melted + melting.grain * torch.randn(melted.shape, generator=generator).to(device)
+    levels = melted.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return Melted(truth.video, rearrange(levels, "(b t) c h w -> b t h w c", t=frames).contiguous(), truth.mask)
+
+
+def _other(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
+    """The scene with other actors in the same places, most of them in the same colours."""
+    actors = []
+    for actor in scene.actors:
+        kind = actor.kind if rng.random() < melting.hint else rng.choice(ACTORS)
+        colour = rng.choice(list(COLOURS)) if rng.random() < melting.recoloured else actor.colour
+        actors.append(replace(actor, kind=kind, colour=colour, stilts=actor.stilts and kind == actor.kind))
+    return replace(scene, actors=tuple(actors))
+
+
+def _flat(video: Tensor) -> Tensor:
+    """uint8 `b t h w 3` to float `(b t) 3 h w` in [-1, 1]."""
+    return rearrange(video, "b t h w c -> (b t) c h w").float().div_(127.5).sub_(1)
+
+
+def _bent(frames: Tensor, shift: Tensor) -> Tensor:
+    """Frames `n c h w` read at places that are shifted by `n 2 h w`, in halves of a side, across and down."""
+    _, _, height, width = frames.shape
+    rows = torch.arange(height, device=frames.device).add(0.5).mul(2 / height).sub(1)
+    columns = torch.arange(width, device=frames.device).add(0.5).mul(2 / width).sub(1)
+    there = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    places = there + rearrange(shift, "n two h w -> n h w two")
+    return grid_sample(frames, places, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,0 +1,149 @@
+"""Training a refiner: melted clips in, what they should have been out. The model it belongs to stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, max_pool2d
+
+from carrara.core.types import TextStates
+from carrara.systems.latent import LatentVideo
+from carrara.systems.phases import film, to_bytes, to_unit
+from carrara.systems.refiner import Refiner
+
+AROUND = 9  # pixels of the square around each of an actor's, in which errors count more
+
+
+@dataclass(frozen=True)
+class MeltedClips:
+    """video, melted: uint8 `b t h w 3`, what should be and what is; actors: uint8 `b t h w`, nonzero where one shows;
+    captions: one each. t = 1 for single frames."""
+
+    video: Tensor
+    melted: Tensor
+    actors: Tensor
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RefinerLoss:
+    """actors: how much more an error counts around an actor, beside 1 everywhere; outline: weight of telling where
+    actors are, beside 1 of the colours. caption_dropout: how often the null caption stands for a caption."""
+
+    actors: float = 6.0
+    outline: float = 0.5
+    caption_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.actors, self.outline) < 0:
+            raise ValueError(f"actors={self.actors}, outline={self.outline}: must be at least 0")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout={self.caption_dropout}: expected at least 0 and less than 1")
+
+
+class RefinerPhase:
+    """Train a system's refiner, by absolute errors, so that where two outlines are possible one is drawn."""
+
+    def __init__(
+        self,
+        system: LatentVideo,
+        batch: Callable[[int], MeltedClips],
+        validation: MeltedClips,
+        config: RefinerLoss,
+    ) -> None:
+        if system.refiner is None:
+            raise ValueError("this model has no refiner: give it one before it is trained")
+        for part in (system.denoiser, system.autoencoder, system.text_encoder):
+            part.requires_grad_(False)
+        self.system, self.batch, self.validation, self.config = system, batch, validation, config
+        self.refiner: Refiner = system.refiner
+        self.refiner.requires_grad_(True)
+        self.module: nn.Module = self.refiner
+
+    @staticmethod
+    def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+        """What Muon may train: filters and matrices of the layers, not of the embeddings and the ends."""
+        inside = any(part in name for part in (".down.", ".up.", ".middle."))
+        return inside and parameter.ndim >= 2 and "distances" not in name and ".told." not in name
+
+    def loss(self, batch: MeltedClips, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Also the error of the colours around actors, and that of the melted clips there."""
+        device = generator.device
+        dropped = torch.rand(len(batch.captions), generator=generator, device=device) < self.config.caption_dropout
+        captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
+        truth, melted, actors = to_unit(batch.video).to(device), to_unit(batch.melted).to(device), batch.actors > 0
+        drawn, outline = self.refiner(melted, self.read(captions))
+        near = around(actors.to(device))
+        weights = 1 + self.config.actors * near
+        error = (drawn - truth).abs().mean(1)
+        told = binary_cross_entropy_with_logits(outline, actors.to(device, torch.float32), reduction="none")
+        count = near.sum().clamp(min=1)
+        return {
+            "loss": (weights * error).mean() + self.config.outline * (weights * told).mean(),
+            "around": (near * error).detach().sum() / count,
+            "melted": (near * (melted - truth).abs().mean(1)).sum() / count,
+        }
+
+    @torch.no_grad()
+    def read(self, captions: Sequence[str]) -> TextStates:
+        """Encode captions, equal ones once."""
+        distinct = list(dict.fromkeys(captions))
+        read = self.system.read(distinct)
+        rows = torch.tensor([distinct.index(caption) for caption in captions], device=read.states.device)
+        return TextStates(read.states[rows], read.lengths.to(rows.device)[rows], read.padded_length)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """On the fixed clips: the error around actors, and the share of intersection in union of the true outlines and
+        those that are told; that once more with the captions of other clips, so that what words do can be seen."""
+        captions = list(self.validation.captions)
+        error, overlap = self._compared(captions)
+        return {
+            "error": error,
+            "overlap": overlap,
+            "overlap_of_other_words": self._compared([*captions[1:], captions[0]])[1],
+        }
+
+    def _compared(self, captions: Sequence[str]) -> tuple[float, float]:
+        errors, overlaps = [], []
+        device = self.system.device
+        for row, caption in enumerate(captions):
+            truth, melted = (to_unit(part[row : row + 1]).to(device) for part in (self._true, self._melted))
+            actors = (self.validation.actors[row : row + 1] > 0).to(device)
+            drawn, outline = self.refiner(melted, self.read([caption]))
+            near, found = around(actors), outline > 0
+            errors.append(float((near * (drawn - truth).abs().mean(1)).sum() / near.sum().clamp(min=1)))
+            overlaps.append(float((found & actors).sum() / (found | actors).sum().clamp(min=1)))
+        return sum(errors) / len(errors), sum(overlaps) / len(overlaps)
+
+    @property
+    def _true(self) -> Tensor:
+        return self.validation.video
+
+    @property
+    def _melted(self) -> Tensor:
+        return self.validation.melted
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """Of each of some fixed clips three rows: melted, drawn again, and as it should be."""
+        few = min(4, len(self.validation.captions))
+        melted = self.validation.melted[:few]
+        text = self.read(self.validation.captions[:few])
+        drawn = to_bytes(self.refiner.refine(to_unit(melted).to(self.system.device), text)).cpu()
+        rows = torch.stack((melted.cpu(), drawn, self.validation.video[:few].cpu()))
+        return film(rearrange(rows, "s b t h w c -> (b s) t h w c"))
+
+    def export(self, folder: Path) -> None:
+        """Write the whole model folder, with the refiner in it."""
+        self.system.save(Path(folder))
+
+
+def around(actors: Tensor) -> Tensor:
+    """Where `b t h w` is true, and within half of `AROUND` of it, 1; elsewhere 0."""
+    return max_pool2d(actors.float(), AROUND, 1, AROUND // 2)

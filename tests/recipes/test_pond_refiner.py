@@ -1,0 +1,117 @@
+"""The recipe of a refiner: its batches, its pieces, a run that is resumed, and what is refused before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from carrara.core.types import VideoShape
+from carrara.data.pond.melting import Melting
+from carrara.data.pond.sampling import EVERYTHING
+from carrara.recipes import RECIPES
+from carrara.recipes.pond_data import Captioning
+from carrara.recipes.pond_refiner import TURNS, MeltedBatches, MeltedSource, RefinerRecipe
+from carrara.recipes.scene_numbers import REFINER_SCENES
+from carrara.systems.latent import LatentVideo
+from carrara.training.config import TrainConfig
+
+SHOWN = MeltedBatches(frames=4, per_scene=2, pieces=4, piece_frames=3, crop=16, clips=2)
+
+
+def source(shown: MeltedBatches = SHOWN) -> MeltedSource:
+    shape, device = VideoShape(5, 32, 32), torch.device("cpu")
+    return MeltedSource(shown, shape, 8.0, EVERYTHING, Melting(), Captioning(), 0, device)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """What `pond-tiny` leaves."""
+    return RECIPES["pond-tiny"]().run(tmp_path_factory.mktemp("run"))
+
+
+def recipe(model: Path, **settings: object) -> RefinerRecipe:
+    config = TrainConfig(steps=4, warmup=1, optimizer="muon", precision="float32", validate_every=4, picture_every=4)
+    made = RefinerRecipe(config, str(model), dim=8, multipliers=(1, 2), shown=SHOWN, validation=2)
+    return replace(made, **settings)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    refiner = LatentVideo.load(folder).refiner
+    assert refiner is not None
+    return refiner.state_dict()
+
+
+def test_steps_are_on_frames_pieces_and_clips_in_turn():
+    batches = [source()(step) for step in range(len(TURNS))]
+    assert [tuple(batch.video.shape[:4]) for batch in batches] == [
+        (8, 1, 16, 16), (8, 1, 16, 16), (4, 3, 16, 16), (2, 5, 32, 32),
+    ]  # fmt: skip
+    for batch in batches:
+        assert batch.melted.shape == batch.video.shape
+        assert batch.actors.shape == batch.video.shape[:4]
+        assert len(batch.captions) == len(batch.video)
+    frames = batches[0]
+    assert frames.captions[0] == frames.captions[1], "frames of one scene have its caption"
+    assert (frames.actors > 0).flatten(1).any(1).float().mean() > 0.8, "windows show actors"
+
+
+def test_a_batch_is_a_function_of_its_step_and_pieces_of_other_scenes():
+    again = source()(2)
+    assert torch.equal(source()(2).melted, again.melted)
+    assert not torch.equal(source()(6).melted, again.melted)
+    first, rows = source().piece(2, 0, 2)
+    second, _ = source().piece(2, 1, 2)
+    assert rows == 4
+    assert len(first.captions) + len(second.captions) == 4
+    assert not torch.equal(first.video, second.video)
+
+
+def test_training_draws_no_scene_of_evaluation():
+    assert REFINER_SCENES < 2**36
+    steps = (2**36 - REFINER_SCENES) // max(MeltedBatches().frames, MeltedBatches().pieces)
+    assert steps > 10**8
+
+
+def test_a_run_leaves_a_whole_model_and_resumes_as_if_it_had_not_stopped(model, tmp_path):
+    whole = recipe(model).run(tmp_path / "whole")
+    short = recipe(model)
+    begun = replace(short, train=replace(short.train, steps=2, decay_at=2, checkpoint_every=1))
+    full = replace(short, train=replace(short.train, decay_at=3))
+    uninterrupted = full.run(tmp_path / "full")
+    begun.run(tmp_path / "resumed")
+    resumed = full.run(tmp_path / "resumed")
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(uninterrupted).items())
+    before, after = LatentVideo.load(model), LatentVideo.load(whole)
+    assert before.refiner is None
+    rest = after.denoiser.state_dict()
+    assert all(torch.equal(value, rest[name]) for name, value in before.denoiser.state_dict().items())
+    assert any(value.abs().sum() > 0 for name, value in weights(whole).items() if "leave" in name)
+
+
+def test_a_refiner_learns_on_where_the_model_has_one(model, tmp_path):
+    first = recipe(model).run(tmp_path / "first")
+    further = recipe(first, train=replace(recipe(model).train, steps=1, decay_at=1)).phase()
+    assert all(torch.equal(value, weights(first)[name]) for name, value in further.refiner.state_dict().items())
+    with pytest.raises(ValueError, match="has a refiner of other sizes"):
+        recipe(first, dim=16).run(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
+    cases = [
+        (recipe(tmp_path / "nowhere"), "no such model folder"),
+        (recipe(model, shown=replace(SHOWN, crop=64)), "crop=64: larger than the 32x32 frames"),
+        (recipe(model, shown=replace(SHOWN, piece_frames=9)), "9 frames of a scene are to be shown"),
+    ]
+    for case, told in cases:
+        with pytest.raises(ValueError, match=told):
+            case.run(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    for settings, told in (({"frames": 0}, "frames=0"), ({"crop": -1}, "crop=-1")):
+        with pytest.raises(ValueError, match=told):
+            MeltedBatches(**settings)
+    with pytest.raises(ValueError, match="validation=0"):
+        recipe(model, validation=0)

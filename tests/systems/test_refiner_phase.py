@@ -1,0 +1,80 @@
+"""Training a refiner: it learns, words come to matter, and the model it belongs to stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.systems.refiner_fixtures import with_refiner
+
+from carrara.systems.refiner_phase import MeltedClips, RefinerLoss, RefinerPhase, around
+from carrara.training.config import TrainConfig
+from carrara.training.loop import train
+
+WORDS = ["a red ball bounces on the grass", "a green frog jumps over the pond"]
+
+
+def squares_or_bars(count: int, seed: int) -> MeltedClips:
+    """One grey blob for both words; the truth is a square for the first and a bar for the second."""
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.zeros(count, 1, 16, 16, 3, dtype=torch.uint8)
+    melted, actors = video.clone(), torch.zeros(count, 1, 16, 16, dtype=torch.uint8)
+    captions = []
+    for row in range(count):
+        kind = int(torch.randint(2, (), generator=generator))
+        top, left = torch.randint(2, 8, (2,), generator=generator).tolist()
+        melted[row, 0, top : top + 6, left : left + 6] = 90
+        high, wide = ((6, 6), (2, 6))[kind]
+        video[row, 0, top : top + high, left : left + wide] = 220
+        actors[row, 0, top : top + high, left : left + wide] = 1
+        captions.append(WORDS[kind])
+    return MeltedClips(video, melted, actors, captions)
+
+
+def phase_of(system, seed: int | None = None) -> RefinerPhase:
+    return RefinerPhase(
+        with_refiner(system, seed), lambda step: squares_or_bars(16, step), squares_or_bars(8, 10**6), RefinerLoss()
+    )
+
+
+def test_it_learns_to_draw_what_the_words_say(tiny_system, tmp_path):
+    phase = phase_of(tiny_system)
+    before = phase.validate()
+    rest = {name: value.clone() for name, value in phase.system.denoiser.state_dict().items()}
+    config = TrainConfig(steps=150, warmup=5, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=1e-2,
+                         weight_decay=0.0, ema=0.9, precision="float32", validate_every=0, picture_every=0)  # fmt: skip
+    model = train(phase, config, tmp_path)
+    after = phase.validate()
+    assert after["error"] < 0.5 * before["error"]
+    assert after["overlap"] > 0.85
+    assert after["overlap"] > after["overlap_of_other_words"] + 0.1
+    assert all(torch.equal(value, rest[name]) for name, value in phase.system.denoiser.state_dict().items())
+    assert (model / "refiner/model.safetensors").is_file()
+
+
+def test_the_loss_counts_actors_and_what_is_logged_is_the_melted_error(tiny_system):
+    phase, batch = phase_of(tiny_system), squares_or_bars(4, 0)
+    found = phase.loss(batch, 0, torch.Generator().manual_seed(0))
+    assert torch.allclose(found["around"], found["melted"]), "a fresh refiner leaves clips as they are"
+    near = around(batch.actors > 0)
+    error = (batch.melted.float() - batch.video.float()).abs().mean(-1) / 127.5
+    torch.testing.assert_close(found["melted"], (near * error).sum() / near.sum())
+    bare = RefinerPhase(phase.system, phase.batch, batch, RefinerLoss(actors=0, outline=0))
+    torch.testing.assert_close(bare.loss(batch, 0, torch.Generator().manual_seed(0))["loss"], error.mean())
+
+
+def test_the_picture_has_three_rows_a_clip(tiny_system):
+    phase = phase_of(tiny_system)
+    picture = phase.picture()
+    assert picture.shape == (3 * 4 * 16, 16, 3)
+    batch = phase.validation
+    assert torch.equal(picture[:16], batch.melted[0, 0])
+    assert torch.equal(picture[32:48], batch.video[0, 0])
+
+
+def test_a_model_without_one_and_bad_settings_are_refused(tiny_system):
+    with pytest.raises(ValueError, match="has no refiner"):
+        RefinerPhase(tiny_system, squares_or_bars, squares_or_bars(1, 0), RefinerLoss())
+    with pytest.raises(ValueError, match="actors=-1"):
+        RefinerLoss(actors=-1)
+    with pytest.raises(ValueError, match="caption_dropout=1"):
+        RefinerLoss(caption_dropout=1)
