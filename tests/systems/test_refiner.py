@@ -14,7 +14,7 @@ from carrara.generation.conditions import Conditions
 from carrara.generation.request import Request
 from carrara.generation.run import Model, load
 from carrara.systems.latent import LatentVideo
-from carrara.systems.refiner import RefinerConfig, unet_of
+from carrara.systems.refiner import Refiner, RefinerConfig, unet_of
 
 PROMPTS = ["a red ball bounces on the grass", "a green frog jumps over the pond"]
 
@@ -136,6 +136,16 @@ def test_what_is_no_refiner_is_refused(tiny_system, tmp_path):
         (tmp_path / name / "refiner" / name).unlink()
         with pytest.raises(ValueError, match="refiner"):
             LatentVideo.load(tmp_path / name)
+    other = with_refiner(tiny_system)
+    other.refiner = refiner_of(24)
+    other.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="reads text states of width 24 and the text encoder's have 16"):
+        LatentVideo.load(tmp_path / "other")
+    deep = with_refiner(tiny_system)
+    deep.refiner = Refiner(RefinerConfig(unet_of(16, dim=8, multipliers=(1, 1, 1, 1, 1))))
+    deep.save(tmp_path / "deep")
+    with pytest.raises(ValueError, match="takes sides in steps of 32 and the model makes them in steps of 16"):
+        LatentVideo.load(tmp_path / "deep")
     config = tmp_path / "model/refiner/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "fold": 4}))
     with pytest.raises(ValueError, match="fold=4"):
