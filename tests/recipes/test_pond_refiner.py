@@ -46,13 +46,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_steps_are_on_frames_pieces_and_clips_in_turn():
     batches = [source()(step) for step in range(len(TURNS))]
-    assert [tuple(batch.video.shape[:4]) for batch in batches] == [
+    assert [tuple(batch.melted.shape[:4]) for batch in batches] == [
         (8, 1, 16, 16), (8, 1, 16, 16), (4, 3, 16, 16), (2, 5, 32, 32),
     ]  # fmt: skip
     for batch in batches:
-        assert batch.melted.shape == batch.video.shape
-        assert batch.actors.shape == batch.video.shape[:4]
-        assert len(batch.captions) == len(batch.video)
+        assert batch.video[:, 0].shape == batch.melted.shape
+        assert batch.actors.shape == batch.video.shape[:5]
+        assert batch.touched.shape == batch.melted.shape[:4]
+        assert len(batch.captions) == len(batch.melted)
     frames = batches[0]
     assert frames.captions[0] == frames.captions[1], "frames of one scene have its caption"
     assert (frames.actors > 0).flatten(1).any(1).float().mean() > 0.8, "windows show actors"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.systems.refiner_fixtures import with_refiner
@@ -27,7 +29,7 @@ def squares_or_bars(count: int, seed: int) -> MeltedClips:
         video[row, 0, top : top + high, left : left + wide] = 220
         actors[row, 0, top : top + high, left : left + wide] = 1
         captions.append(WORDS[kind])
-    return MeltedClips(video, melted, actors, captions)
+    return MeltedClips(melted, captions, video[:, None], actors[:, None], (actors > 0) | (melted[..., 0] > 0))
 
 
 def phase_of(system, seed: int | None = None) -> RefinerPhase:
@@ -51,15 +53,30 @@ def test_it_learns_to_draw_what_the_words_say(tiny_system, tmp_path):
     assert (model / "refiner/model.safetensors").is_file()
 
 
-def test_the_loss_counts_actors_and_what_is_logged_is_the_melted_error(tiny_system):
+def test_the_loss_counts_what_was_touched(tiny_system):
     phase, batch = phase_of(tiny_system), squares_or_bars(4, 0)
     found = phase.loss(batch, 0, torch.Generator().manual_seed(0))
-    assert torch.allclose(found["around"], found["melted"]), "a fresh refiner leaves clips as they are"
-    near = around(batch.actors > 0)
-    error = (batch.melted.float() - batch.video.float()).abs().mean(-1) / 127.5
-    torch.testing.assert_close(found["melted"], (near * error).sum() / near.sum())
+    near = around(batch.touched)
+    error = (batch.melted.float() - batch.video[:, 0].float()).abs().mean(-1) / 127.5  # a fresh one changes nothing
+    torch.testing.assert_close(found["around"], (near * error).sum() / near.sum())
+    assert found["first"] == 1
     bare = RefinerPhase(phase.system, phase.batch, batch, RefinerLoss(actors=0, outline=0))
     torch.testing.assert_close(bare.loss(batch, 0, torch.Generator().manual_seed(0))["loss"], error.mean())
+
+
+def test_of_several_right_clips_the_nearest_counts(tiny_system):
+    phase, batch = phase_of(tiny_system), squares_or_bars(4, 0)
+    black = torch.zeros_like(batch.video)
+    nobody = torch.zeros_like(batch.actors)
+    ways = replace(
+        batch,
+        video=torch.cat((black + 255, batch.video, black + 255), dim=1),
+        actors=torch.cat((nobody, batch.actors, nobody), dim=1),
+    )
+    alone, several = (phase.loss(each, 0, torch.Generator().manual_seed(0)) for each in (batch, ways))
+    torch.testing.assert_close(several["loss"], alone["loss"])
+    torch.testing.assert_close(several["around"], alone["around"])
+    assert several["first"] == 0
 
 
 def test_the_picture_has_three_rows_a_clip(tiny_system):
@@ -68,7 +85,7 @@ def test_the_picture_has_three_rows_a_clip(tiny_system):
     assert picture.shape == (3 * 4 * 16, 16, 3)
     batch = phase.validation
     assert torch.equal(picture[:16], batch.melted[0, 0])
-    assert torch.equal(picture[32:48], batch.video[0, 0])
+    assert torch.equal(picture[32:48], batch.video[0, 0, 0])
 
 
 def test_a_model_without_one_and_bad_settings_are_refused(tiny_system):

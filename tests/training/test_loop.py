@@ -322,6 +322,17 @@ def test_a_length_that_has_passed_is_refused_and_leaves_the_run_as_it_was(tmp_pa
     assert run(Regression(), replace(CONFIG, steps=10), tmp_path).losses
 
 
+def test_a_length_below_the_end_of_a_rate_that_falls_is_refused(tmp_path: Path):
+    """It was passed over, and the run went on to its recorded end."""
+    falling = replace(CONFIG, steps=20, decay_share=0.9)
+    with pytest.raises(Stopped):
+        run(Regression(at={7: ctrl_c}), falling, tmp_path)
+    told = r"asked for 12 steps in all, and the rate has been falling since step 2, to 0 at step 20"
+    with pytest.raises(ValueError, match=told):
+        run(Regression(), replace(falling, steps=12), tmp_path)
+    assert run(Regression(), falling, tmp_path).losses
+
+
 def test_a_finished_run_only_exports_again(tmp_path: Path):
     run(Regression(), CONFIG, tmp_path)
     exported = (tmp_path / "model" / "weights.safetensors").read_bytes()

@@ -9,7 +9,6 @@ looked at: what is melted is simulated (`data/pond/melting.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -103,9 +102,9 @@ class MeltedSource:
         if turn != "clips" and shown.crop:
             made = windows(made, shown.crop, torch.Generator().manual_seed(mix_seed(self.seed, step, rows.start, 1)))
         if turn == "frames":
-            made = _map(made, lambda part: rearrange(part, "b t ... -> (b t) 1 ..."))
+            made = singles(made)
             captions = [caption for caption in captions for _ in range(frames)]
-        return MeltedClips(made.video, made.melted, made.actors, captions), scenes
+        return batch_of(made, captions), scenes
 
     def of(self, numbers: list[int], frames: int, step: int) -> tuple[Melted, list[str]]:
         """So many frames of each of these scenes, from anywhere in its clip, melted, with a caption of the clip."""
@@ -127,22 +126,39 @@ class MeltedSource:
 def windows(clips: Melted, size: int, generator: torch.Generator) -> Melted:
     """Of each clip a square window of `size` pixels through all frames, around a place where an actor is at some time
     (else anywhere)."""
-    count, _, height, width = clips.actors.shape
-    found = []
+    count, _, _, height, width = clips.actors.shape
+    corners = []
     for clip in range(count):
-        seen = (clips.actors[clip] > 0).nonzero()
+        seen = (clips.actors[clip, 0] > 0).nonzero()
         jitter = torch.randint(-size // 4, size // 4 + 1, (2,), generator=generator)
         pick = int(torch.randint(max(1, len(seen)), (), generator=generator))
         centre = seen[pick, 1:].cpu() if len(seen) else torch.tensor([height // 2, width // 2])
         top, left = (centre + jitter - size // 2).tolist()
-        top, left = min(max(0, top), height - size), min(max(0, left), width - size)
-        window = (clip, slice(None), slice(top, top + size), slice(left, left + size))
-        found.append(window)
-    return _map(clips, lambda part: torch.stack([part[window] for window in found]))
+        corners.append((min(max(0, top), height - size), min(max(0, left), width - size)))
+
+    def cut(part: Tensor, behind: int) -> Tensor:
+        rows, columns = -2 - behind, -1 - behind
+        return torch.stack(
+            [whole.narrow(rows, top, size).narrow(columns, left, size) for whole, (top, left) in zip(part, corners)]
+        )
+
+    return Melted(cut(clips.video, 1), cut(clips.actors, 0), cut(clips.melted, 1), cut(clips.touched, 0))
 
 
-def _map(clips: Melted, change: Callable[[Tensor], Tensor]) -> Melted:
-    return Melted(change(clips.video), change(clips.melted), change(clips.actors))
+def singles(clips: Melted) -> Melted:
+    """Every frame as a clip of its own."""
+    one, ways = "b t ... -> (b t) 1 ...", "b k t ... -> (b t) k 1 ..."
+    return Melted(
+        rearrange(clips.video, ways),
+        rearrange(clips.actors, ways),
+        rearrange(clips.melted, one),
+        rearrange(clips.touched, one),
+    )
+
+
+def batch_of(clips: Melted, captions: list[str]) -> MeltedClips:
+    """What the phase takes."""
+    return MeltedClips(clips.melted, captions, clips.video, clips.actors, clips.touched)
 
 
 @dataclass(frozen=True)
@@ -198,8 +214,7 @@ class RefinerRecipe(Recipe):
         source = self.source(shape, defaults.fps, device, REFINER_SCENES)
         checked = self.source(shape, defaults.fps, device, VALIDATION_SCENES)
         made, captions = checked.of([VALIDATION_SCENES + row for row in range(self.validation)], shape.frames, 0)
-        validation = MeltedClips(made.video, made.melted, made.actors, captions)
-        return RefinerPhase(system, source, validation, self.loss)
+        return RefinerPhase(system, source, batch_of(made, captions), self.loss)
 
     def source(self, shape: VideoShape, fps: float, device: torch.device, first: int) -> MeltedSource:
         return MeltedSource(self.shown, shape, fps, self.mix, self.melting, self.captioning, self.seed, device, first)

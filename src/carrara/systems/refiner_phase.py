@@ -16,18 +16,20 @@ from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.refiner import Refiner
 
-AROUND = 9  # pixels of the square around each of an actor's, in which errors count more
+AROUND = 9  # pixels of the square around each that was touched, in which errors count more
 
 
 @dataclass(frozen=True)
 class MeltedClips:
-    """video, melted: uint8 `b t h w 3`, what should be and what is; actors: uint8 `b t h w`, nonzero where one shows;
-    captions: one each. t = 1 for single frames."""
+    """melted: uint8 `b t h w 3`, clips as they are; captions: one each; video: uint8 `b k t h w 3`, k ways in which the
+    clip would be right, with its actors there, uint8 `b k t h w`, nonzero where one shows; touched: bool `b t h w`,
+    where errors count more. t = 1 for single frames."""
 
-    video: Tensor
     melted: Tensor
-    actors: Tensor
     captions: Sequence[str]
+    video: Tensor
+    actors: Tensor
+    touched: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class RefinerLoss:
 
 
 class RefinerPhase:
-    """Train a system's refiner, by absolute errors, so that where two outlines are possible one is drawn."""
+    """Train a system's refiner by absolute errors, to the nearest of the ways in which a clip would be right: the mean
+    of a bird that faces left and one that faces right is none, and one is drawn."""
 
     def __init__(
         self,
@@ -72,21 +75,26 @@ class RefinerPhase:
         return inside and parameter.ndim >= 2 and "distances" not in name and ".told." not in name
 
     def loss(self, batch: MeltedClips, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Also the error of the colours around actors, and that of the melted clips there."""
+        """Also the error of the colours where clips were touched, and how often the first way was the nearest."""
         device = generator.device
         dropped = torch.rand(len(batch.captions), generator=generator, device=device) < self.config.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
-        truth, melted, actors = to_unit(batch.video).to(device), to_unit(batch.melted).to(device), batch.actors > 0
+        melted = to_unit(batch.melted).to(device)
         drawn, outline = self.refiner(melted, self.read(captions))
-        near = around(actors.to(device))
+        near = around(batch.touched.to(device))
         weights = 1 + self.config.actors * near
-        error = (drawn - truth).abs().mean(1)
-        told = binary_cross_entropy_with_logits(outline, actors.to(device, torch.float32), reduction="none")
-        count = near.sum().clamp(min=1)
+        losses, errors = [], []
+        for way in range(batch.video.shape[1]):
+            error = (drawn - to_unit(batch.video[:, way]).to(device)).abs().mean(1)
+            actors = (batch.actors[:, way] > 0).to(device, torch.float32)
+            told = binary_cross_entropy_with_logits(outline, actors, reduction="none")
+            losses.append((weights * (error + self.config.outline * told)).mean((1, 2, 3)))
+            errors.append((near * error).detach().sum((1, 2, 3)))
+        loss, nearest = torch.stack(losses).min(0)
         return {
-            "loss": (weights * error).mean() + self.config.outline * (weights * told).mean(),
-            "around": (near * error).detach().sum() / count,
-            "melted": (near * (melted - truth).abs().mean(1)).sum() / count,
+            "loss": loss.mean(),
+            "around": torch.stack(errors).gather(0, nearest[None]).sum() / near.sum().clamp(min=1),
+            "first": (nearest == 0).float().mean(),
         }
 
     @torch.no_grad()
@@ -110,24 +118,18 @@ class RefinerPhase:
         }
 
     def _compared(self, captions: Sequence[str]) -> tuple[float, float]:
-        errors, overlaps = [], []
+        errors, overlaps, clips = [], [], self.validation
         device = self.system.device
         for row, caption in enumerate(captions):
-            truth, melted = (to_unit(part[row : row + 1]).to(device) for part in (self._true, self._melted))
-            actors = (self.validation.actors[row : row + 1] > 0).to(device)
-            drawn, outline = self.refiner(melted, self.read([caption]))
-            near, found = around(actors), outline > 0
-            errors.append(float((near * (drawn - truth).abs().mean(1)).sum() / near.sum().clamp(min=1)))
-            overlaps.append(float((found & actors).sum() / (found | actors).sum().clamp(min=1)))
+            drawn, outline = self.refiner(to_unit(clips.melted[row : row + 1]).to(device), self.read([caption]))
+            near, found = around(clips.touched[row : row + 1].to(device)), outline[0] > 0
+            ways = to_unit(clips.video[row]).to(device)
+            error = (near * (drawn - ways).abs().mean(1)).sum((1, 2, 3)) / near.sum().clamp(min=1)
+            actors = clips.actors[row].to(device) > 0
+            overlap = (found & actors).sum((1, 2, 3)) / (found | actors).sum((1, 2, 3)).clamp(min=1)
+            errors.append(float(error.min()))
+            overlaps.append(float(overlap.max()))
         return sum(errors) / len(errors), sum(overlaps) / len(overlaps)
-
-    @property
-    def _true(self) -> Tensor:
-        return self.validation.video
-
-    @property
-    def _melted(self) -> Tensor:
-        return self.validation.melted
 
     @torch.no_grad()
     def picture(self) -> Tensor:
@@ -136,7 +138,7 @@ class RefinerPhase:
         melted = self.validation.melted[:few]
         text = self.read(self.validation.captions[:few])
         drawn = to_bytes(self.refiner.refine(to_unit(melted).to(self.system.device), text)).cpu()
-        rows = torch.stack((melted.cpu(), drawn, self.validation.video[:few].cpu()))
+        rows = torch.stack((melted.cpu(), drawn, self.validation.video[:few, 0].cpu()))
         return film(rearrange(rows, "s b t h w c -> (b s) t h w c"))
 
     def export(self, folder: Path) -> None:
@@ -144,6 +146,6 @@ class RefinerPhase:
         self.system.save(Path(folder))
 
 
-def around(actors: Tensor) -> Tensor:
+def around(touched: Tensor) -> Tensor:
     """Where `b t h w` is true, and within half of `AROUND` of it, 1; elsewhere 0."""
-    return max_pool2d(actors.float(), AROUND, 1, AROUND // 2)
+    return max_pool2d(touched.float(), AROUND, 1, AROUND // 2)

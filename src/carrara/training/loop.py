@@ -177,7 +177,14 @@ class _Run:
                     raise KeyboardInterrupt
 
     def _check_length(self) -> None:
-        """Refuse a length that has passed before the rate began to fall: its model would never have been made."""
+        """Refuse a length that has passed before the rate began to fall: its model would never have been made. And one
+        that is shorter than where a rate that falls already will end: it would be passed over."""
+        fixed, wanted = self.state.decay, self.config.steps
+        if fixed is not None and wanted is not None and wanted < fixed.end:
+            raise ValueError(
+                f"{self.folder}: asked for {wanted} steps in all, and the rate has been falling since step "
+                f"{fixed.start}, to 0 at step {fixed.end}, where this run ends; ask for that or leave steps out"
+            )
         due = self.state.decay or decay_due(self.config, self.state.step, self.state.seconds)
         if due is not None and due.end < self.state.step:
             raise ValueError(

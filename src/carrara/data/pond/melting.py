@@ -3,11 +3,14 @@
 A latent model that has seen little puts actors where they belong and draws of each a mixture of all that it could have
 been. The pond can render any scene with other actors in it, so such clips are made here without a model: every actor
 is a patchwork of two renders of its scene, in which it is, as a rule, something else; the patches differ from frame to
-frame; and all of it is bent, blurred and tinted a little.
+frame; now and then something stands there that nobody asked for; and all of it is bent, blurred and tinted a little.
+What a clip should have been is known up to what its caption leaves open: which way a bird faces that goes up, where its
+wings are, at which angle something begins to spin. So the truth comes in several ways.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +22,13 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
 from carrara.core.types import VideoShape
 from carrara.data.pond.render import render
-from carrara.data.pond.world import ACTORS, COLOURS, Scene
+from carrara.data.pond.sampling import SINGLES, sample_scene
+from carrara.data.pond.world import ACTORS, COLOURS, Actor, Scene
 
+WAYS = 4
+FACING = ("up", "down", "grows", "shrinks")  # motions that do not say which way an actor faces
+BEATING = ("up", "down", "left", "right")  # motions whose phase is that of limbs alone
+SIDED, WINGED = ("bird", "fish", "car", "frog"), ("bird", "fish")
 PATCHES, BENDS, TINTS = 7, 11, 9  # control points a side of the smooth random fields
 LASTING = 1.2  # deviation of what of the patches stays through a clip, beside 1 for what does not
 EVEN = 0.7  # deviation of which of the two renders a frame has more of
@@ -31,18 +39,20 @@ class Melting:
     """How far clips are from what they should have been.
 
     hint: how often an actor of one of the two renders is what it should be; recoloured: how often it has any colour;
+    ghosts: how often a scene of one actor has a second one;
     bend: the largest deviation of bending, in pixels of a frame of 64; tint, grain: deviations of what is added, for
     pixels in [-1, 1].
     """
 
     hint: float = 0.25
     recoloured: float = 0.1
+    ghosts: float = 0.1
     bend: float = 2.2
     tint: float = 0.06
     grain: float = 0.03
 
     def __post_init__(self) -> None:
-        for name in ("hint", "recoloured"):
+        for name in ("hint", "recoloured", "ghosts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a probability lies between 0 and 1")
         for name in ("bend", "tint", "grain"):
@@ -52,12 +62,14 @@ class Melting:
 
 @dataclass(frozen=True)
 class Melted:
-    """video: the true clips, uint8 `b t h w 3`; melted: the same melted; actors: uint8 `b t h w`, nonzero where one
-    shows."""
+    """video: the true clips in `WAYS` ways, of which the first is the scene's own, uint8 `b k t h w 3`; actors: uint8
+    `b k t h w`, nonzero where one shows; melted: the clips melted, uint8 `b t h w 3`; touched: bool `b t h w`, where an
+    actor shows in the scene or in what it was melted of."""
 
     video: Tensor
-    melted: Tensor
     actors: Tensor
+    melted: Tensor
+    touched: Tensor
 
 
 def melt(
@@ -70,8 +82,9 @@ def melt(
 ) -> Melted:
     """Render scenes, true and melted; a function of its arguments. Every frame melts anew, but not wholly."""
     rng, generator = random.Random(seed), Generator().manual_seed(seed)
-    truth = render(scenes, shape, fps, device)
-    first, second = (render([_other(scene, melting, rng) for scene in scenes], shape, fps, device) for _ in range(2))
+    truth = _true(scenes, shape, fps, device)
+    haunted = [_haunted(scene, melting, rng) for scene in scenes]
+    first, second = (render([_other(scene, melting, rng) for scene in haunted], shape, fps, device) for _ in range(2))
     clips, frames, sides = len(scenes), shape.frames, (shape.height, shape.width)
 
     def field(count: int, channels: int, points: int) -> Tensor:
@@ -91,7 +104,42 @@ def melt(
     melted = torch.lerp(melted, blurred, each(n)) + melting.tint * field(n, 3, TINTS)
     melted = melted + melting.grain * torch.randn(melted.shape, generator=generator).to(device)
     levels = melted.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return Melted(truth.video, rearrange(levels, "(b t) c h w -> b t h w c", t=frames).contiguous(), truth.mask)
+    touched = (truth[1][:, 0] > 0) | (first.mask > 0) | (second.mask > 0)
+    return Melted(*truth, rearrange(levels, "(b t) c h w -> b t h w c", t=frames).contiguous(), touched)
+
+
+def otherwise(scene: Scene, way: int) -> Scene:
+    """The scene as its caption would let it be too, in one of `WAYS` ways; 0 is the scene itself."""
+
+    def turned(actor: Actor) -> Actor:
+        heading, phase = actor.heading, actor.phase
+        if actor.motion in FACING and actor.kind in SIDED:
+            heading *= -1 if way % 2 else 1
+        if actor.motion == "spins":
+            phase += way * 2 * math.pi / WAYS
+        elif actor.motion in BEATING and actor.kind in WINGED:
+            phase += way // 2 * math.pi
+        return replace(actor, heading=heading, phase=phase)
+
+    return replace(scene, actors=tuple(turned(actor) for actor in scene.actors))
+
+
+def _true(scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """The scenes in all ways, each rendered once: video `b k t h w 3` and actors `b k t h w`."""
+    ways = [[otherwise(scene, way) for way in range(WAYS)] for scene in scenes]
+    distinct = list(dict.fromkeys(scene for row in ways for scene in row))
+    rendered = render(distinct, shape, fps, device)
+    number = {scene: index for index, scene in enumerate(distinct)}
+    rows = torch.tensor([[number[scene] for scene in row] for row in ways], device=rendered.video.device)
+    return rendered.video[rows], rendered.mask[rows]
+
+
+def _haunted(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
+    """The scene, perhaps with an actor of another one behind its own."""
+    number, draw = rng.getrandbits(40), rng.random()
+    if len(scene.actors) > 1 or draw >= melting.ghosts:
+        return scene
+    return replace(scene, actors=(sample_scene(number, SINGLES).actors[0], *scene.actors))
 
 
 def _other(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
