@@ -15,7 +15,7 @@ from carrara.data.pond.world import Actor, Scene
 
 SHAPE = VideoShape(5, 64, 64)
 SCENES = [sample_scene(number, SINGLES) for number in range(8)]
-NOTHING = Melting(hint=1, recoloured=0, ghosts=0, bend=0, tint=0, grain=0)
+NOTHING = Melting(hint=1, recoloured=0, ghosts=0, doubled=0, bend=0, tint=0, grain=0)
 
 
 def error(made, where):
@@ -46,7 +46,7 @@ def test_where_nothing_melts_a_clip_is_blurred_at_most():
 
 
 def test_actors_melt_and_their_surroundings_hardly():
-    made = melt(SCENES, SHAPE, 8.0, Melting(hint=0, ghosts=0), 0)
+    made = melt(SCENES, SHAPE, 8.0, Melting(hint=0, ghosts=0, doubled=0), 0)
     actors = made.actors[:, 0] > 0
     far = torch.nn.functional.max_pool2d(actors.float(), 25, 1, 12) == 0
     assert error(made, actors) > 2.5 * error(made, far)
@@ -54,7 +54,7 @@ def test_actors_melt_and_their_surroundings_hardly():
 
 
 def test_the_patches_of_a_clip_last_in_part():
-    bare = Melting(hint=0, recoloured=0, ghosts=0, bend=0, tint=0, grain=0)
+    bare = Melting(hint=0, recoloured=0, ghosts=0, doubled=0, bend=0, tint=0, grain=0)
     still = [sample_scene(number, IMAGES) for number in range(48)]
     made = [melt(still, SHAPE, 8.0, bare, seed).melted.float() for seed in range(3)]
     within = (made[0][:, 1:] - made[0][:, :-1]).abs().mean().item()
@@ -89,8 +89,21 @@ def test_the_truth_comes_in_all_ways_that_the_caption_leaves_open():
     assert torch.equal(made.video[0, 1], render([otherwise(scene("car", "grows"), 1)], SHAPE, 8.0).video[0])
 
 
+def test_what_has_two_sides_is_melted_of_itself_and_its_mirror_image():
+    bare = Melting(hint=1, recoloured=0, ghosts=0, doubled=1, bend=0, tint=0, grain=0)
+    bird, ball = (Scene("sky", (Actor(kind, "red", "large", "right", y=-0.1),)) for kind in ("bird", "ball"))
+    made, single = (melt([bird, ball], SHAPE, 8.0, replace(bare, doubled=share), 0) for share in (1, 0))
+    assert torch.equal(made.video, single.video)
+    assert torch.equal(made.melted[1], single.melted[1]), "a ball has no sides"
+    assert not torch.equal(made.melted[0], single.melted[0])
+    true = render([bird], SHAPE, 8.0)
+    turned = render([bird], SHAPE, 8.0, truths=[replace(true.truths[0], heading=-true.truths[0].heading)])
+    beyond = made.touched[0] & (true.mask[0] == 0)
+    assert (beyond == ((turned.mask[0] > 0) & (true.mask[0] == 0))).all(), "it shows its mirror image's outline too"
+
+
 def test_a_ghost_stands_where_nobody_is():
-    bare = Melting(hint=1, recoloured=0, ghosts=0, bend=0, tint=0, grain=0)
+    bare = Melting(hint=1, recoloured=0, ghosts=0, doubled=0, bend=0, tint=0, grain=0)
     without, haunted = (melt(SCENES, SHAPE, 8.0, replace(bare, ghosts=share), 0) for share in (0, 1))
     apart = (haunted.melted.float() - without.melted.float()).abs().mean(-1) > 10
     assert (apart.flatten(1).sum(1) > 20).all(), "every scene has one"

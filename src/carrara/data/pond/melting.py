@@ -21,8 +21,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
 from carrara.core.types import VideoShape
-from carrara.data.pond.render import render
+from carrara.data.pond.render import Rendered, render
 from carrara.data.pond.sampling import SINGLES, sample_scene
+from carrara.data.pond.simulate import simulate
 from carrara.data.pond.world import ACTORS, COLOURS, Actor, Scene
 
 WAYS = 4
@@ -39,7 +40,8 @@ class Melting:
     """How far clips are from what they should have been.
 
     hint: how often an actor of one of the two renders is what it should be; recoloured: how often it has any colour;
-    ghosts: how often a scene of one actor has a second one;
+    ghosts: how often a scene of one actor has a second one; doubled: how often what has a left and a right side is
+    melted of itself and its mirror image instead, which gives it two heads;
     bend: the largest deviation of bending, in pixels of a frame of 64; tint, grain: deviations of what is added, for
     pixels in [-1, 1].
     """
@@ -47,12 +49,13 @@ class Melting:
     hint: float = 0.25
     recoloured: float = 0.1
     ghosts: float = 0.1
+    doubled: float = 0.4
     bend: float = 2.2
     tint: float = 0.06
     grain: float = 0.03
 
     def __post_init__(self) -> None:
-        for name in ("hint", "recoloured", "ghosts"):
+        for name in ("hint", "recoloured", "ghosts", "doubled"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a probability lies between 0 and 1")
         for name in ("bend", "tint", "grain"):
@@ -85,6 +88,11 @@ def melt(
     truth = _true(scenes, shape, fps, device)
     haunted = [_haunted(scene, melting, rng) for scene in scenes]
     first, second = (render([_other(scene, melting, rng) for scene in haunted], shape, fps, device) for _ in range(2))
+    sided = [row for row, scene in enumerate(scenes) if any(actor.kind in SIDED for actor in scene.actors)]
+    if doubled := [row for row in sided if rng.random() < melting.doubled]:
+        mirrored = _mirrored([scenes[row] for row in doubled], shape, fps, device)
+        for render_of, own in ((first, Rendered(truth[0][doubled, 0], truth[1][doubled, 0], ())), (second, mirrored)):
+            render_of.video[doubled], render_of.mask[doubled] = own.video, own.mask
     clips, frames, sides = len(scenes), shape.frames, (shape.height, shape.width)
 
     def field(count: int, channels: int, points: int) -> Tensor:
@@ -132,6 +140,13 @@ def _true(scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.
     number = {scene: index for index, scene in enumerate(distinct)}
     rows = torch.tensor([[number[scene] for scene in row] for row in ways], device=rendered.video.device)
     return rendered.video[rows], rendered.mask[rows]
+
+
+def _mirrored(scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str) -> Rendered:
+    """The scenes with actors that go the same ways and face the other one."""
+    truths = [simulate(scene, shape.frames, fps, shape.width / shape.height) for scene in scenes]
+    turned = [replace(truth, heading=-truth.heading) for truth in truths]
+    return render(scenes, shape, fps, device, turned)
 
 
 def _haunted(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
