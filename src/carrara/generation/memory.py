@@ -229,7 +229,7 @@ def _refining(system: LatentVideo, shape: VideoShape) -> int:
         return 0
     config = system.refiner.config
     places = shape.frames * shape.height * shape.width / config.fold**2
-    alive = places * (9 * config.unet.dim + 8 * config.unet.channels) + 3 * _PIECE
+    alive = places * 8 * (config.unet.dim + config.unet.channels) + 3 * _PIECE
     return int(_HELD_BACK * _FLOAT * alive)
 
 

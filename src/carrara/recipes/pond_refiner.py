@@ -172,7 +172,7 @@ class RefinerRecipe(Recipe):
 
     train: TrainConfig
     model: str = "runs/pond/denoiser/model"
-    dim: int = 48
+    dim: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3)
     fold: int = 2
     loss: RefinerLoss = field(default_factory=RefinerLoss)
@@ -231,7 +231,7 @@ def pond_refiner() -> RefinerRecipe:
             matrix_learning_rate=2e-3,
             optimizer="muon",
             weight_decay=0.0,
-            ema=0.99,
+            ema=0.998,
             prefetch=False,
             validate_every=400,
             picture_every=400,

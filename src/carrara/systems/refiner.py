@@ -44,7 +44,7 @@ class RefinerConfig:
             raise ValueError("unet: a refiner is told of a clip and of text alone, to which it attends (text='cross')")
 
 
-def unet_of(text_dim: int, fold: int = 2, dim: int = 48, multipliers: tuple[int, ...] = (1, 2, 3)) -> UNetConfig:
+def unet_of(text_dim: int, fold: int = 2, dim: int = 32, multipliers: tuple[int, ...] = (1, 2, 3)) -> UNetConfig:
     """A refiner's network: one block a level, and attention, along time too, below the finest."""
     return UNetConfig(
         channels=PLANES * fold**2,

@@ -42,8 +42,8 @@ class Melting:
     hint: how often an actor of one of the two renders is what it should be; recoloured: how often it has any colour;
     ghosts: how often a scene of one actor has a second one; doubled: how often what has a left and a right side is
     melted of itself and its mirror image instead, which gives it two heads;
-    bend: the largest deviation of bending, in pixels of a frame of 64; tint, grain: deviations of what is added, for
-    pixels in [-1, 1].
+    bend: the largest deviation of bending, in pixels of a frame of 64; tint, grain: the largest deviations, of a clip,
+    of what is added to pixels in [-1, 1].
     """
 
     hint: float = 0.25
@@ -51,8 +51,8 @@ class Melting:
     ghosts: float = 0.1
     doubled: float = 0.4
     bend: float = 2.2
-    tint: float = 0.06
-    grain: float = 0.03
+    tint: float = 0.08
+    grain: float = 0.04
 
     def __post_init__(self) -> None:
         for name in ("hint", "recoloured", "ghosts", "doubled"):
@@ -109,8 +109,9 @@ def melt(
     melted = torch.where(patches > 0, _flat(first.video), _flat(second.video))
     melted = _bent(melted, field(n, 2, BENDS) * (2 * melting.bend / 64 * each(n)))
     blurred = avg_pool2d(pad(melted, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    melted = torch.lerp(melted, blurred, each(n)) + melting.tint * field(n, 3, TINTS)
-    melted = melted + melting.grain * torch.randn(melted.shape, generator=generator).to(device)
+    tint, grain = (repeat(each(clips), "b c h w -> (b t) c h w", t=frames) for _ in range(2))
+    melted = torch.lerp(melted, blurred, each(n)) + melting.tint * tint * field(n, 3, TINTS)
+    melted = melted + melting.grain * grain * torch.randn(melted.shape, generator=generator).to(device)
     levels = melted.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     touched = (truth[1][:, 0] > 0) | (first.mask > 0) | (second.mask > 0)
     return Melted(*truth, rearrange(levels, "(b t) c h w -> b t h w c", t=frames).contiguous(), touched)
