@@ -180,7 +180,7 @@ class _Run:
         """Refuse a length that has passed before the rate began to fall: its model would never have been made. And one
         that is shorter than where a rate that falls already will end: it would be passed over."""
         fixed, wanted = self.state.decay, self.config.steps
-        if fixed is not None and wanted is not None and wanted < fixed.end:
+        if fixed is not None and wanted is not None and max(wanted, self.state.step) < fixed.end:
             raise ValueError(
                 f"{self.folder}: asked for {wanted} steps in all, and the rate has been falling since step "
                 f"{fixed.start}, to 0 at step {fixed.end}, where this run ends; ask for that or leave steps out"
