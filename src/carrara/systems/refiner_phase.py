@@ -15,6 +15,7 @@ from carrara.core.types import TextStates
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.refiner import Refiner
+from carrara.systems.stage_phase import is_unet_matrix, read_once
 
 AROUND = 9  # pixels of the square around each that was touched, in which errors count more
 
@@ -70,9 +71,8 @@ class RefinerPhase:
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-        """What Muon may train: filters and matrices of the layers, not of the embeddings and the ends."""
-        inside = any(part in name for part in (".down.", ".up.", ".middle."))
-        return inside and parameter.ndim >= 2 and "distances" not in name and ".told." not in name
+        """What Muon may train."""
+        return is_unet_matrix(name, parameter)
 
     def loss(self, batch: MeltedClips, step: int, generator: Generator) -> dict[str, Tensor]:
         """Also the error of the colours where clips were touched, and how often the first way was the nearest."""
@@ -100,10 +100,7 @@ class RefinerPhase:
     @torch.no_grad()
     def read(self, captions: Sequence[str]) -> TextStates:
         """Encode captions, equal ones once."""
-        distinct = list(dict.fromkeys(captions))
-        read = self.system.read(distinct)
-        rows = torch.tensor([distinct.index(caption) for caption in captions], device=read.states.device)
-        return TextStates(read.states[rows], read.lengths.to(rows.device)[rows], read.padded_length)
+        return read_once(self.system.read, captions)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -58,6 +58,20 @@ class CaptionedClips:
         return [text for caption, images in zip(self.captions, each) for text in (caption, *images)]
 
 
+def is_unet_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Which weights of a U-Net Muon may train: filters and matrices of layers, not of the embeddings and the ends."""
+    inside = any(part in name for part in (".down.", ".up.", ".middle."))
+    return inside and parameter.ndim >= 2 and "distances" not in name and ".told." not in name
+
+
+def read_once(read: Callable[[Sequence[str]], TextStates], texts: Sequence[str]) -> TextStates:
+    """Encode prompts, equal ones once."""
+    distinct = list(dict.fromkeys(texts))
+    found = read(distinct)
+    rows = torch.tensor([distinct.index(text) for text in texts], device=found.states.device)
+    return TextStates(found.states[rows], found.lengths.to(rows.device)[rows], found.padded_length)
+
+
 class StagePhase:
     """Train one network of a system, and with `text` the text encoder too.
 
@@ -93,9 +107,8 @@ class StagePhase:
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-        """What Muon may train: filters and matrices of the layers, not of the embeddings and the ends."""
-        inside = any(part in name for part in (".down.", ".up.", ".middle."))
-        return inside and parameter.ndim >= 2 and "distances" not in name and ".told." not in name
+        """What Muon may train."""
+        return is_unet_matrix(name, parameter)
 
     def loss(self, batch: CaptionedClips, step: int, generator: Generator) -> dict[str, Tensor]:
         """The mean over all frames of the error of the prediction; also that of clips and images by themselves."""
@@ -115,10 +128,7 @@ class StagePhase:
 
     def read(self, texts: Sequence[str]) -> TextStates:
         """Encode prompts, equal ones once: the null caption is most frequent."""
-        distinct = list(dict.fromkeys(texts))
-        read = self.system.read(distinct)
-        rows = torch.tensor([distinct.index(text) for text in texts], device=read.states.device)
-        return TextStates(read.states[rows], read.lengths.to(rows.device)[rows], read.padded_length)
+        return read_once(self.system.read, texts)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
