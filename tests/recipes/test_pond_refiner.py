@@ -105,6 +105,8 @@ def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
     cases = [
         (recipe(tmp_path / "nowhere"), "no such model folder"),
         (recipe(model, shown=replace(SHOWN, crop=64)), "crop=64: larger than the 32x32 frames"),
+        (recipe(model, shown=replace(SHOWN, crop=18)), "shown.crop=18: this refiner takes windows in steps of 4"),
+        (recipe(model, multipliers=(1,) * 7), "takes sides in steps of 128 and the model makes them in steps of"),
         (recipe(model, shown=replace(SHOWN, piece_frames=9)), "9 frames of a scene are to be shown"),
     ]
     for case, told in cases:

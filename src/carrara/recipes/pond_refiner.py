@@ -208,6 +208,9 @@ class RefinerRecipe(Recipe):
                 f"{self.model}: has a refiner of other sizes; give those, or a model without one (its folder less "
                 "refiner/)"
             )
+        system.refiner.check_fits(system.text_encoder.config.d_model, system.stride.space * system.patch[1])
+        if self.shown.crop % (step := system.refiner.side_step):
+            raise ValueError(f"shown.crop={self.shown.crop}: this refiner takes windows in steps of {step} pixels")
         system.to(device)
         defaults = system.defaults
         shape = VideoShape(defaults.frames, defaults.height, defaults.width)

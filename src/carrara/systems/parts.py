@@ -160,22 +160,11 @@ class ModelFolder:
                 "do not belong together"
             )
         if "refiner" in empty:
-            self._check_refiner(empty["refiner"], empty)
-
-    def _check_refiner(self, refiner: Refiner, empty: Mapping[str, Any]) -> None:
-        """Refuse a refiner that reads another text encoder, or cannot take a size that the model makes."""
-        read, said = refiner.config.unet.text_dim, empty["text_encoder"].config.d_model
-        if read != said:
-            raise ValueError(
-                f"{self.folder}: the refiner reads text states of width {read} and the text encoder's have {said}; "
-                "these parts do not belong together"
-            )
-        patch = empty["transformer"].config.patch[1]
-        if (made := empty["vae"].stride.space * patch) % refiner.side_step:
-            raise ValueError(
-                f"{self.folder}: the refiner takes sides in steps of {refiner.side_step} and the model makes them in "
-                f"steps of {made}; train one with a smaller fold or fewer multipliers"
-            )
+            sides = empty["vae"].stride.space * empty["transformer"].config.patch[1]
+            try:
+                empty["refiner"].check_fits(empty["text_encoder"].config.d_model, sides)
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from None
 
     def converted(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of memory that loading takes beside the mapped files."""

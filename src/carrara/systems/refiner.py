@@ -74,6 +74,19 @@ class Refiner(nn.Module):
         """Rows and columns come in multiples of this."""
         return self.config.fold * self.config.unet.side_step
 
+    def check_fits(self, text_dim: int, sides: int) -> None:
+        """Refuse a model (ValueError) whose text states have another width, or whose sides come in other steps."""
+        if self.config.unet.text_dim != text_dim:
+            raise ValueError(
+                f"the refiner reads text states of width {self.config.unet.text_dim} and the text encoder's have "
+                f"{text_dim}; these parts do not belong together"
+            )
+        if sides % self.side_step:
+            raise ValueError(
+                f"the refiner takes sides in steps of {self.side_step} and the model makes them in steps of {sides}; "
+                "use one with a smaller fold or fewer multipliers"
+            )
+
     def forward(self, clip: Tensor, text: TextStates) -> tuple[Tensor, Tensor]:
         """Clips `b 3 t h w` in [-1, 1], one prompt each, drawn again, and where actors are: logits `b t h w`.
 
