@@ -147,16 +147,21 @@ def actor_crops(clips: PixelBatch, size: int, per_clip: int, generator: torch.Ge
     for clip in range(count):
         seen = (clips.actors[clip] > 0).nonzero()
         for _ in range(per_clip):
-            jitter = torch.randint(-size // 4, size // 4 + 1, (2,), generator=generator)
-            pick = int(torch.randint(max(1, len(seen)), (), generator=generator))
-            centre = seen[pick, 1:].cpu() if len(seen) else torch.tensor([height // 2, width // 2])
-            corner = centre + jitter - size // 2
-            top = int(corner[0].clamp(0, height - size))
-            left = int(corner[1].clamp(0, width - size))
+            top, left = window_corner(seen, size, height, width, generator)
             window = (slice(None), slice(top, top + size), slice(left, left + size))
             videos.append(clips.video[clip][window])
             actors.append(clips.actors[clip][window])
     return PixelBatch(torch.stack(videos), torch.stack(actors))
+
+
+def window_corner(seen: Tensor, size: int, height: int, width: int, generator: torch.Generator) -> tuple[int, int]:
+    """The top and left of a window of `size` pixels around one of the places `(n, 3)`, by frame, row and column, where
+    actors are seen; around the middle where there is none."""
+    jitter = torch.randint(-size // 4, size // 4 + 1, (2,), generator=generator)
+    pick = int(torch.randint(max(1, len(seen)), (), generator=generator))
+    centre = seen[pick, 1:].cpu() if len(seen) else torch.tensor([height // 2, width // 2])
+    corner = centre + jitter - size // 2
+    return int(corner[0].clamp(0, height - size)), int(corner[1].clamp(0, width - size))
 
 
 def train_pond_tokenizer() -> Tokenizer:

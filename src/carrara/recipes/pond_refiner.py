@@ -24,7 +24,7 @@ from carrara.data.pond.melting import Melted, Melting, melt
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import Scene
 from carrara.recipes.device import chosen_device
-from carrara.recipes.pond_data import Captioning
+from carrara.recipes.pond_data import Captioning, window_corner
 from carrara.recipes.runs import Recipe
 from carrara.recipes.scene_numbers import REFINER_SCENES, VALIDATION_SCENES
 from carrara.systems.latent import LatentVideo
@@ -127,14 +127,9 @@ def windows(clips: Melted, size: int, generator: torch.Generator) -> Melted:
     """Of each clip a square window of `size` pixels through all frames, around a place where an actor is at some time
     (else anywhere)."""
     count, _, _, height, width = clips.actors.shape
-    corners = []
-    for clip in range(count):
-        seen = (clips.actors[clip, 0] > 0).nonzero()
-        jitter = torch.randint(-size // 4, size // 4 + 1, (2,), generator=generator)
-        pick = int(torch.randint(max(1, len(seen)), (), generator=generator))
-        centre = seen[pick, 1:].cpu() if len(seen) else torch.tensor([height // 2, width // 2])
-        top, left = (centre + jitter - size // 2).tolist()
-        corners.append((min(max(0, top), height - size), min(max(0, left), width - size)))
+    corners = [
+        window_corner((clips.actors[clip, 0] > 0).nonzero(), size, height, width, generator) for clip in range(count)
+    ]
 
     def cut(part: Tensor, behind: int) -> Tensor:
         rows, columns = -2 - behind, -1 - behind

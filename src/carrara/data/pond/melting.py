@@ -91,8 +91,8 @@ def melt(
     sided = [row for row, scene in enumerate(scenes) if any(actor.kind in SIDED for actor in scene.actors)]
     if doubled := [row for row in sided if rng.random() < melting.doubled]:
         mirrored = _mirrored([scenes[row] for row in doubled], shape, fps, device)
-        for render_of, own in ((first, Rendered(truth[0][doubled, 0], truth[1][doubled, 0], ())), (second, mirrored)):
-            render_of.video[doubled], render_of.mask[doubled] = own.video, own.mask
+        first.video[doubled], first.mask[doubled] = (part[doubled, 0] for part in truth)
+        second.video[doubled], second.mask[doubled] = mirrored.video, mirrored.mask
     clips, frames, sides = len(scenes), shape.frames, (shape.height, shape.width)
 
     def field(count: int, channels: int, points: int) -> Tensor:
