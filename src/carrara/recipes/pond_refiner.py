@@ -71,10 +71,9 @@ class MeltedSource:
         captioning: Captioning,
         seed: int,
         device: torch.device,
-        first: int = REFINER_SCENES,
     ) -> None:
         self.shown, self.shape, self.fps, self.world = shown, shape, fps, world
-        self.melting, self.captioning, self.seed, self.device, self.first = melting, captioning, seed, device, first
+        self.melting, self.captioning, self.seed, self.device = melting, captioning, seed, device
         longest = max(shown.per_scene, shown.piece_frames)
         if longest > shape.frames:
             raise ValueError(f"{longest} frames of a scene are to be shown, and its clips have {shape.frames}")
@@ -97,7 +96,7 @@ class MeltedSource:
         }[turn]
         rows = range(scenes)[part(scenes, number, count)]
         stride = max(shown.frames, shown.pieces, shown.clips)
-        numbers = [self.first + step * stride + row for row in rows]
+        numbers = [REFINER_SCENES + step * stride + row for row in rows]
         made, captions = self.of(numbers, frames, step)
         if turn != "clips" and shown.crop:
             made = windows(made, shown.crop, torch.Generator().manual_seed(mix_seed(self.seed, step, rows.start, 1)))
@@ -209,13 +208,10 @@ class RefinerRecipe(Recipe):
         system.to(device)
         defaults = system.defaults
         shape = VideoShape(defaults.frames, defaults.height, defaults.width)
-        source = self.source(shape, defaults.fps, device, REFINER_SCENES)
-        checked = self.source(shape, defaults.fps, device, VALIDATION_SCENES)
-        made, captions = checked.of([VALIDATION_SCENES + row for row in range(self.validation)], shape.frames, 0)
+        settings = (self.mix, self.melting, self.captioning, self.seed, device)
+        source = MeltedSource(self.shown, shape, defaults.fps, *settings)
+        made, captions = source.of([VALIDATION_SCENES + row for row in range(self.validation)], shape.frames, 0)
         return RefinerPhase(system, source, batch_of(made, captions), self.loss)
-
-    def source(self, shape: VideoShape, fps: float, device: torch.device, first: int) -> MeltedSource:
-        return MeltedSource(self.shown, shape, fps, self.mix, self.melting, self.captioning, self.seed, device, first)
 
 
 def pond_refiner() -> RefinerRecipe:
