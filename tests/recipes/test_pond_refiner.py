@@ -12,8 +12,10 @@ from carrara.core.types import VideoShape
 from carrara.data.pond.melting import Melting
 from carrara.data.pond.sampling import EVERYTHING
 from carrara.recipes import RECIPES
+from carrara.recipes.own_clips import OwnClips
 from carrara.recipes.pond_data import Captioning
-from carrara.recipes.pond_refiner import TURNS, MeltedBatches, MeltedSource, RefinerRecipe
+from carrara.recipes.pond_refiner import RefinerRecipe
+from carrara.recipes.pond_refiner_data import TURNS, MeltedBatches, MeltedSource
 from carrara.recipes.scene_numbers import REFINER_SCENES
 from carrara.systems.latent import LatentVideo
 from carrara.training.config import TrainConfig
@@ -92,9 +94,23 @@ def test_a_run_leaves_a_whole_model_and_resumes_as_if_it_had_not_stopped(model, 
     assert any(value.abs().sum() > 0 for name, value in weights(whole).items() if "leave" in name)
 
 
+def test_a_share_of_the_steps_is_on_clips_of_the_model_itself(model, tmp_path):
+    with_own = recipe(model, own=OwnClips(clips=3, share=0.5))
+    phase, alone = with_own.phase(tmp_path / "own"), recipe(model).phase(tmp_path / "alone")
+    rounds = [torch.equal(phase.batch(step).melted, alone.batch(step).melted) for step in range(0, 16, 4)]
+    assert rounds == [False, True, False, True]
+    assert not torch.equal(phase.validation.melted, alone.validation.melted)
+    assert not (tmp_path / "alone").exists()
+    first, second = (phase.batch.piece(2, number, 2)[0] for number in (0, 1))
+    assert len(first.captions) + len(second.captions) == SHOWN.pieces
+    made = with_own.run(tmp_path / "run")
+    assert (tmp_path / "run" / "own" / "shard-00000.safetensors").is_file()
+    assert any(value.abs().sum() > 0 for name, value in weights(made).items() if "leave" in name)
+
+
 def test_a_refiner_learns_on_where_the_model_has_one(model, tmp_path):
     first = recipe(model).run(tmp_path / "first")
-    further = recipe(first, train=replace(recipe(model).train, steps=1, decay_at=1)).phase()
+    further = recipe(first, train=replace(recipe(model).train, steps=1, decay_at=1)).phase(tmp_path)
     assert all(torch.equal(value, weights(first)[name]) for name, value in further.refiner.state_dict().items())
     with pytest.raises(ValueError, match="has a refiner of other sizes"):
         recipe(first, dim=16).run(tmp_path / "second")

@@ -85,7 +85,7 @@ def melt(
 ) -> Melted:
     """Render scenes, true and melted; a function of its arguments. Every frame melts anew, but not wholly."""
     rng, generator = random.Random(seed), Generator().manual_seed(seed)
-    truth = _true(scenes, shape, fps, device)
+    truth = in_all_ways(scenes, shape, fps, device)
     haunted = [_haunted(scene, melting, rng) for scene in scenes]
     first, second = (render([_other(scene, melting, rng) for scene in haunted], shape, fps, device) for _ in range(2))
     sided = [row for row, scene in enumerate(scenes) if any(actor.kind in SIDED for actor in scene.actors)]
@@ -133,7 +133,9 @@ def otherwise(scene: Scene, way: int) -> Scene:
     return replace(scene, actors=tuple(turned(actor) for actor in scene.actors))
 
 
-def _true(scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def in_all_ways(
+    scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """The scenes in all ways, each rendered once: video `b k t h w 3` and actors `b k t h w`."""
     ways = [[otherwise(scene, way) for way in range(WAYS)] for scene in scenes]
     distinct = list(dict.fromkeys(scene for row in ways for scene in row))

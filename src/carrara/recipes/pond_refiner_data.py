@@ -1,0 +1,170 @@
+"""What a refiner of the pond learns from: simulated melting and, where wanted, what the model itself has melted.
+
+A function of the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from carrara.core.config import at_least
+from carrara.core.types import VideoShape
+from carrara.data.batches import mix as mix_seed
+from carrara.data.batches import part
+from carrara.data.pond.melting import Melted, Melting, in_all_ways, melt
+from carrara.data.pond.sampling import Mix, sample_scene
+from carrara.data.pond.world import Scene
+from carrara.recipes.own_clips import OwnShards
+from carrara.recipes.pond_data import Captioning, window_corner
+from carrara.recipes.scene_numbers import REFINER_SCENES
+from carrara.systems.refiner_phase import MeltedClips
+
+TURNS = ("frames", "frames", "pieces", "clips")
+"""What steps are on, in turn."""
+OFF = 64.0  # levels of 255 by which a pixel is another thing, not a tint
+
+
+@dataclass(frozen=True)
+class MeltedBatches:
+    """What a refiner is shown, step after step (`TURNS`).
+
+    frames: scenes of a step on single frames, of which it sees `per_scene` successive ones each, as images of their
+    own; pieces: scenes of a step on pieces of `piece_frames`; crop: side of the windows, around an actor, of frames and
+    pieces, 0 for whole ones; clips: whole clips of a step.
+    """
+
+    frames: int = 40
+    per_scene: int = 3
+    pieces: int = 13
+    piece_frames: int = 9
+    crop: int = 32
+    clips: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "frames", "per_scene", "pieces", "piece_frames", "clips")
+        at_least(self, 0, "crop")
+
+
+class MeltedSource:
+    """Melted clips as a function of the step: simulated ones, no scene twice, and in `own_share` of the steps
+    the model's `own`, where it has any."""
+
+    def __init__(
+        self,
+        shown: MeltedBatches,
+        shape: VideoShape,
+        fps: float,
+        world: Mix,
+        melting: Melting,
+        captioning: Captioning,
+        seed: int,
+        device: torch.device,
+        own_share: float = 0.0,
+    ) -> None:
+        self.shown, self.shape, self.fps, self.world = shown, shape, fps, world
+        self.melting, self.captioning, self.seed, self.device = melting, captioning, seed, device
+        self.own_share = own_share
+        self.own: OwnShards | None = None  # clips of the model, made only once everything else is known to fit
+        longest = max(shown.per_scene, shown.piece_frames)
+        if longest > shape.frames:
+            raise ValueError(f"{longest} frames of a scene are to be shown, and its clips have {shape.frames}")
+        if shown.crop > min(shape.height, shape.width):
+            raise ValueError(f"crop={shown.crop}: larger than the {shape.width}x{shape.height} frames")
+        told = (captioning.short, captioning.medium, captioning.dense)
+        self._told = torch.tensor(told)
+
+    def __call__(self, step: int) -> MeltedClips:
+        """The batch of a step."""
+        return self.piece(step, 0, 1)[0]
+
+    def piece(self, step: int, number: int, count: int) -> tuple[MeltedClips, int]:
+        """A piece of a step's batch, of so many, and how many scenes the batch has."""
+        shown, turn = self.shown, TURNS[step % len(TURNS)]
+        scenes, frames = {
+            "frames": (shown.frames, shown.per_scene),
+            "pieces": (shown.pieces, shown.piece_frames),
+            "clips": (shown.clips, self.shape.frames),
+        }[turn]
+        rows = range(scenes)[part(scenes, number, count)]
+        if self.own is not None and (step // len(TURNS) * self.own_share) % 1 < self.own_share:
+            drawn = torch.Generator().manual_seed(mix_seed(self.seed, step, 3))
+            chosen = torch.randint(len(self.own), (scenes,), generator=drawn)[rows.start : rows.stop].tolist()
+            made, captions = own_of(self.own, chosen, frames, self.fps, drawn, self.device)
+        else:
+            stride = max(shown.frames, shown.pieces, shown.clips)
+            made, captions = self.of([REFINER_SCENES + step * stride + row for row in rows], frames, step)
+        if turn != "clips" and shown.crop:
+            made = windows(made, shown.crop, torch.Generator().manual_seed(mix_seed(self.seed, step, rows.start, 1)))
+        if turn == "frames":
+            made = singles(made)
+            captions = [caption for caption in captions for _ in range(frames)]
+        return batch_of(made, captions), scenes
+
+    def of(self, numbers: list[int], frames: int, step: int) -> tuple[Melted, list[str]]:
+        """So many frames of each of these scenes, from anywhere in its clip, melted, with a caption of the clip."""
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, numbers[0], frames))
+        scenes = [sample_scene(number, self.world) for number in numbers]
+        levels = torch.multinomial(self._told, len(scenes), replacement=True, generator=generator).tolist()
+        draws, starts = torch.rand(2, len(scenes), generator=generator).tolist()
+        captions = [
+            self.captioning.say(scene, False, level, draw, step, mix_seed(self.seed, number))
+            for scene, level, draw, number in zip(scenes, levels, draws, numbers)
+        ]
+        rest = (self.shape.frames - frames) / self.fps
+        later: list[Scene] = [replace(scene, start=scene.start + rest * draw) for scene, draw in zip(scenes, starts)]
+        seed = mix_seed(self.seed, numbers[0], frames, 2)
+        shape = replace(self.shape, frames=frames)
+        return melt(later, shape, self.fps, self.melting, seed, self.device), captions
+
+
+def own_of(
+    own: OwnShards, rows: list[int], frames: int, fps: float, generator: torch.Generator, device: torch.device
+) -> tuple[Melted, list[str]]:
+    """So many frames of each of these clips of the model itself, from anywhere in it, beside the truth, and captions.
+
+    Touched is where an actor should be, and where what was made differs much from what should be there.
+    """
+    made, scenes, captions = own(rows)
+    starts = torch.randint(made.shape[1] - frames + 1, (len(rows),), generator=generator).tolist()
+    melted = torch.stack([clip[start : start + frames] for clip, start in zip(made, starts)]).to(device)
+    later: list[Scene] = [replace(scene, start=scene.start + start / fps) for scene, start in zip(scenes, starts)]
+    video, actors = in_all_ways(later, VideoShape(frames, *made.shape[2:4]), fps, device)
+    error = (melted.float() - video[:, 0].float()).abs().mean(-1)
+    return Melted(video, actors, melted, (actors[:, 0] > 0) | (error > OFF)), captions
+
+
+def windows(clips: Melted, size: int, generator: torch.Generator) -> Melted:
+    """Of each clip a square window of `size` pixels through all frames, around a place where an actor is at some time
+    (else anywhere)."""
+    count, _, _, height, width = clips.actors.shape
+    corners = [
+        window_corner((clips.actors[clip, 0] > 0).nonzero(), size, height, width, generator) for clip in range(count)
+    ]
+
+    def cut(part: Tensor, behind: int) -> Tensor:
+        rows, columns = -2 - behind, -1 - behind
+        return torch.stack(
+            [whole.narrow(rows, top, size).narrow(columns, left, size) for whole, (top, left) in zip(part, corners)]
+        )
+
+    return Melted(cut(clips.video, 1), cut(clips.actors, 0), cut(clips.melted, 1), cut(clips.touched, 0))
+
+
+def singles(clips: Melted) -> Melted:
+    """Every frame as a clip of its own."""
+    one, ways = "b t ... -> (b t) 1 ...", "b k t ... -> (b t) k 1 ..."
+    return Melted(
+        rearrange(clips.video, ways),
+        rearrange(clips.actors, ways),
+        rearrange(clips.melted, one),
+        rearrange(clips.touched, one),
+    )
+
+
+def batch_of(clips: Melted, captions: list[str]) -> MeltedClips:
+    """What the phase takes."""
+    return MeltedClips(clips.melted, captions, clips.video, clips.actors, clips.touched)
