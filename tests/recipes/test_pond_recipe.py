@@ -30,6 +30,7 @@ from carrara.recipes.pond_data import (
 )
 from carrara.systems.latent import LatentVideo, Sampling
 from carrara.systems.parts import ModelFolder
+from carrara.systems.refiner import Refiner, RefinerConfig, unet_of
 from carrara.training.loop import load_ema
 from carrara.training.pieces import Pieces
 
@@ -159,6 +160,55 @@ def test_a_finished_model_goes_on_with_its_autoencoder_its_sizes_and_its_words(t
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
         replace(recipe, start=str(tmp_path / "nowhere")).run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_another_transformer_learns_what_a_teacher_says_with_the_words_of_the_teacher(trained, tmp_path):
+    folder, model = trained
+    shutil.copytree(folder / "autoencoder", tmp_path / "autoencoder")
+    recipe = RECIPES["pond-tiny"]()
+    wide = DiTConfig(heads=3, head_dim=16, layers=1, ffn_dim=48)
+    stage = replace(recipe.denoiser, model=wide, teacher=str(model))
+    student = LatentVideo.load(replace(recipe, denoiser=stage).run(tmp_path))
+    teacher = LatentVideo.load(model)
+    assert student.denoiser.config.heads == 3
+    for name, value in teacher.text_encoder.state_dict().items():
+        assert torch.equal(value, student.text_encoder.state_dict()[name]), name
+    with pytest.raises(ValueError, match="its autoencoder is not the one"):
+        replace(recipe, denoiser=stage, seed=1).run(tmp_path / "other")
+    for change, told in (
+        ({"teacher": str(tmp_path / "nowhere")}, "no such model folder"),
+        ({"train_text": False, "teacher": None}, "a text encoder that knows nothing yet would stay so"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replace(recipe, denoiser=replace(stage, **change)).run(tmp_path / "none")
+    with pytest.raises(ValueError, match="a model that goes on reads its own words"):
+        replace(recipe, start=str(model), denoiser=stage).run(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_words_that_stay_keep_the_refiner(trained, tmp_path):
+    _, model = trained
+    system = LatentVideo.load(model)
+    system.refiner = Refiner(RefinerConfig(unet_of(system.text_encoder.config.d_model, dim=8, multipliers=(1, 2))))
+    system.refiner.init_weights(0)
+    system.save(tmp_path / "refined")
+    recipe = replace(RECIPES["pond-tiny"](), start=str(tmp_path / "refined"))
+    kept = replace(recipe, denoiser=replace(recipe.denoiser, train_text=False))
+    after, learned = (LatentVideo.load(made.run(tmp_path / name)) for name, made in (("kept", kept), ("on", recipe)))
+    assert after.refiner is not None
+    assert learned.refiner is None
+    same = [torch.equal(value, after.text_encoder.state_dict()[name]) for name, value in words(system).items()]
+    assert all(same)
+    assert not all(torch.equal(value, words(learned)[name]) for name, value in words(system).items())
+    assert any(not torch.equal(value, after.denoiser.state_dict()[name]) for name, value in weights(system).items())
+
+
+def words(system: LatentVideo) -> dict[str, torch.Tensor]:
+    return {name: value.half().float() for name, value in system.text_encoder.state_dict().items()}
+
+
+def weights(system: LatentVideo) -> dict[str, torch.Tensor]:
+    return {name: value.half().float() for name, value in system.denoiser.state_dict().items()}
 
 
 def test_another_recipe_in_the_same_folder_is_refused(trained):

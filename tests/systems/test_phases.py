@@ -167,3 +167,22 @@ def test_keyframes_are_those_of_the_batch_at_their_times(denoiser_phase):
                 stored = (batch.keyframe_times[row] == time).nonzero().item()
                 assert keyframes.latents[row, :, k].equal(batch.keyframes[row, :, stored])
     assert counts == {1, 2}
+
+
+def test_a_network_that_says_what_its_teacher_says_has_nothing_to_learn(denoiser_phase):
+    system = denoiser_phase.system
+    teacher = copy.deepcopy(system.denoiser)
+    sampling = Sampling(steps=2)
+    phase = DenoiserPhase(
+        system, captioned, captioned(99), FieldMix(), sampling, PROMPTS, SHAPE, teacher=teacher, train_text=False
+    )
+    taught = phase.loss(captioned(0), 0, torch.Generator().manual_seed(0))["loss"]
+    assert taught.item() < 1e-9
+    assert [name for name, _ in phase.module.named_children()] == ["denoiser"]
+    assert not any(part.requires_grad for part in (*teacher.parameters(), *system.text_encoder.parameters()))
+    before = phase.validate()
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.1)
+    assert phase.loss(captioned(0), 0, torch.Generator().manual_seed(0))["loss"].item() > 1e-3
+    assert phase.validate() == before, "clips are what it is measured against"

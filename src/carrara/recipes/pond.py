@@ -125,12 +125,22 @@ class PondRecipe(Recipe):
 
     def begun(self, device: torch.device) -> LatentVideo:
         """The same, opened to go on learning."""
-        return open_finished(str(self.found().folder), True, device).system
+        found = self.found()
+        system = open_finished(str(found.folder), True, device).system
+        if not self.denoiser.train_text and "refiner" in found.networks:  # it reads what this text encoder says
+            system.refiner = found.load("refiner", torch.float32).to(device)
+        return system
 
     def _stages(self, folder: Path) -> Path:
         stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
         self.shape.latent(stride).tokens(patch)
         self.denoiser.buckets.check(self.shape, stride, patch)
+        if self.denoiser.teacher:
+            if self.start:
+                raise ValueError("start, denoiser.teacher: a model that goes on reads its own words; give one of them")
+            find_model(self.denoiser.teacher)
+        elif not self.denoiser.train_text and not self.start:
+            raise ValueError("denoiser.train_text=False: a text encoder that knows nothing yet would stay so")
         for start in (self.autoencoder.start, self.denoiser.start):
             if start and not Path(start).exists():
                 raise ValueError(f"start={start!r}: no such training folder")
@@ -212,8 +222,8 @@ class PondRecipe(Recipe):
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
     ) -> DenoiserPhase:
         """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
-        stage = self.denoiser
-        system, head = self.system(trained, train_pond_tokenizer, device), None
+        stage, teacher = self.denoiser, self.teacher(trained, device)
+        system, head = self.system(trained, train_pond_tokenizer, device, teacher), None
         if stage.alignment.weight:
             stride = self.autoencoder.model.stride.time
             head = content_head(system.denoiser.config.dim, stride, stage.alignment, self.seed).to(device)
@@ -229,7 +239,26 @@ class PondRecipe(Recipe):
             times=stage.times,
             image_times=stage.image_times,
             content_head=head,
+            teacher=None if teacher is None else teacher.denoiser,
+            train_text=stage.train_text and teacher is None,
         )
+
+    def teacher(self, trained: Path, device: torch.device) -> LatentVideo | None:
+        """The finished model whose answers are learned, if any. Raises ValueError for one of another autoencoder."""
+        if self.denoiser.teacher is None:
+            return None
+        teacher = LatentVideo.load(find_model(self.denoiser.teacher), torch.float32)
+        if (width := teacher.text_encoder.config.d_model) != self.denoiser.text_width:
+            raise ValueError(
+                f"denoiser.text_width={self.denoiser.text_width}: the text encoder is the teacher's, of width {width}"
+            )
+        own, its = read_autoencoder(trained).state_dict(), teacher.autoencoder.state_dict()
+        if own.keys() != its.keys() or not all(torch.equal(own[name].half(), its[name].half()) for name in own):
+            raise ValueError(
+                f"denoiser.teacher={self.denoiser.teacher!r}: its autoencoder is not the one that this run's clips are "
+                "encoded by; give the run a copy of it (autoencoder/model), or another teacher"
+            )
+        return teacher.to(device)
 
     def batches(self, cache: LatentCache, size: int) -> Callable[[int], CaptionedLatents]:
         """What stage three learns from, so many clips in a step."""
@@ -241,13 +270,24 @@ class PondRecipe(Recipe):
                 truth = TruthTable.open(cache, stride.time, rows, columns)
         return latent_source(cache, size, stage.captioning, self.seed, stage.images, truth, stage.favoured)
 
-    def system(self, trained: Path, words: Callable[[], Tokenizer], device: torch.device) -> LatentVideo:
+    def system(
+        self,
+        trained: Path,
+        words: Callable[[], Tokenizer],
+        device: torch.device,
+        teacher: LatentVideo | None = None,
+    ) -> LatentVideo:
         """The trained autoencoder, and the transformer and the text encoder that go on, or know nothing yet.
 
-        words: the tokenizer where nothing is begun.
+        words: the tokenizer where nothing is begun; teacher: whose words and text encoder are taken.
         """
         stage = self.denoiser
-        system = self.begun(device) if self.start else self.fresh_system(trained, words(), device)
+        if self.start:
+            system = self.begun(device)
+        else:
+            system = self.fresh_system(trained, teacher.tokenizer if teacher else words(), device)
+        if teacher is not None:
+            system.tokenizer, system.text_encoder = teacher.tokenizer, teacher.text_encoder
         system.defaults = Defaults(
             self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught
         )
@@ -280,6 +320,10 @@ class PondRecipe(Recipe):
             whole["denoiser"].pop("buckets")
         if not self.denoiser.favoured.attributes:
             whole["denoiser"].pop("favoured")
+        if self.denoiser.teacher is None:
+            whole["denoiser"].pop("teacher")
+        if self.denoiser.train_text:
+            whole["denoiser"].pop("train_text")
         return whole
 
     def _settings(self, stage: str) -> dict[str, object]:

@@ -27,6 +27,9 @@ class DenoiserStage:
     levels of clips and of single frames are drawn (of a frame, fewer tokens agree, so less noise hides it); alignment:
     of middle features with what the clips truly show; sampling: what the finished model does by default; start: a
     training folder of such a model whose averaged weights it begins from, on other clips or by another schedule;
+    train_text: else a begun model's text encoder stays as it is, and with it the refiner, if there is one; teacher: a
+    finished model of the same autoencoder, whose text encoder is taken and stays as it is, and whose answers are
+    learned instead of the clips: another transformer soon knows what it knows;
     buckets: clips of other sides and durations that take turns with the recipe's own; favoured: clips that are drawn
     more often than others;
     flops: compute to train with, None for the length that `train` says.
@@ -49,6 +52,8 @@ class DenoiserStage:
     alignment: Alignment = field(default_factory=Alignment)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=30, guidance=4.0, shift=1.0))
     start: str | None = None
+    train_text: bool = True
+    teacher: str | None = None
     buckets: Buckets = field(default_factory=Buckets)
     favoured: Favoured = field(default_factory=Favoured)
     flops: float | None = None

@@ -132,8 +132,10 @@ class DenoiserPhase:
 
     times: how noise levels are drawn; image_times: those of single frames, None for the same way; content_head: learns
     from the transformer's middle what batches truly show (see `alignment.py`). It is trained and checkpointed with the
-    model, and no part of it; images: what an image-to-video network reads beside the pictured prompts. levels: at which
-    `validate` measures.
+    model, and no part of it; images: what an image-to-video network reads beside the pictured prompts; teacher: a
+    transformer that reads the same text: what it says of a noised clip is learned instead of what the clip was, so that
+    there is less chance to average away (Hinton et al. 2015, arXiv:1503.02531); train_text: else the text encoder stays
+    as it is. levels: at which `validate` measures, always against the clips.
     """
 
     levels: Sequence[float] = VALIDATION_LEVELS
@@ -152,8 +154,15 @@ class DenoiserPhase:
         image_times: TimeDraw | None = None,
         content_head: ContentHead | None = None,
         images: ImageContext | None = None,
+        teacher: nn.Module | None = None,
+        train_text: bool = True,
     ) -> None:
-        parts: dict[str, nn.Module] = {"denoiser": system.denoiser, "text_encoder": system.text_encoder}
+        parts: dict[str, nn.Module] = {"denoiser": system.denoiser}
+        if train_text:
+            parts["text_encoder"] = system.text_encoder
+        for fixed in (teacher, None if train_text else system.text_encoder):
+            if fixed is not None:
+                fixed.eval().requires_grad_(False)
         if content_head is not None:
             parts["content_head"] = content_head
         self.module: nn.Module = nn.ModuleDict(parts)
@@ -169,6 +178,7 @@ class DenoiserPhase:
         self.image_times = image_times
         self.content_head = content_head
         self.images = images or ImageContext()
+        self.teacher = teacher
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -192,13 +202,13 @@ class DenoiserPhase:
         keyframes = take_keyframes(batch, field, generator) if f > 1 and mix.keyframe == 1 else None
         levels, weights = place_levels(field, self.system.patch)
         if self.content_head is None:
-            error = self._errors(latents, noise, levels, captions, keyframes, batch.image)
+            error = self._errors(latents, noise, levels, captions, keyframes, batch.image, self.teacher)
             return {"loss": _mean(error, weights)}
         if batch.content is None:
             raise ValueError("a content head but batches without content: give both or neither")
         alignment = self.content_head.alignment
         with outputs_of(self.system.denoiser.blocks[alignment.block - 1]) as features:
-            error = self._errors(latents, noise, levels, captions, keyframes, batch.image)
+            error = self._errors(latents, noise, levels, captions, keyframes, batch.image, self.teacher)
         flow = _mean(error, weights)
         # Tokens are grouped by noise level inside the transformer; one after the other they are the latents' order.
         told = self.content_head.loss(features[0].flatten(1, 2), batch.content.to(latents.device))
@@ -212,8 +222,10 @@ class DenoiserPhase:
         captions: Sequence[str],
         keyframes: Keyframes | None,
         image: ImageContext,
+        teacher: nn.Module | None = None,
     ) -> Tensor:
-        """Mean square error of the flow where levels are, `(b, f)` or `(b, f, h, w)`; the target is noise - data."""
+        """Mean square error of the flow where levels are, `(b, f)` or `(b, f, h, w)`; the target is noise - data, or
+        what the teacher says."""
         placed = rearrange(levels, "b f -> b 1 f 1 1") if levels.ndim == 2 else levels[:, None]
         told = levels
         if levels.ndim > 2:
@@ -221,8 +233,12 @@ class DenoiserPhase:
             told = rearrange(levels[:, :, ::rows, ::columns], "b f h w -> b (f h w)")
         x, image = torch.lerp(latents, noise, placed), image.to(latents.device)
         x = x if image.channels is None else torch.cat((x, image.channels), dim=1)
-        flow = self.system.network(x, told, self.system.read(captions), keyframes, image=image.states)
-        error = (flow.float() - (noise - latents)).square()
+        text, target = self.system.read(captions), noise - latents
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(x, told, text, keyframes, image=image.states).float()
+        flow = self.system.network(x, told, text, keyframes, image=image.states)
+        error = (flow.float() - target).square()
         return error.mean(dim=(1, 3, 4)) if levels.ndim == 2 else error.mean(dim=1)
 
     @torch.no_grad()
@@ -257,8 +273,8 @@ class DenoiserPhase:
             width=self.shape.width,
             sampling=self.sampling,
         )
-        whole = LatentVideo(system.autoencoder, system.denoiser, system.text_encoder, system.tokenizer, defaults)
-        whole.save(Path(folder))
+        parts = (system.autoencoder, system.denoiser, system.text_encoder, system.tokenizer, defaults)
+        LatentVideo(*parts, refiner=system.refiner).save(Path(folder))
 
 
 def _mean(error: Tensor, weights: Tensor) -> Tensor:
