@@ -108,6 +108,26 @@ def test_a_share_of_the_steps_is_on_clips_of_the_model_itself(model, tmp_path):
     assert any(value.abs().sum() > 0 for name, value in weights(made).items() if "leave" in name)
 
 
+def test_a_small_refiner_learns_from_a_large_one(model, tmp_path):
+    large = recipe(model, dim=16).run(tmp_path / "large")
+    small = recipe(model, teacher=str(large), own=OwnClips(clips=3))
+    phase = small.phase(tmp_path / "phase")
+    assert phase.teacher is not None
+    assert phase.teacher.config.unet.dim == 16
+    assert phase.refiner.config.unet.dim == 8
+    taught, alone = weights(small.run(tmp_path / "small")), weights(recipe(model).run(tmp_path / "alone"))
+    assert any(not torch.equal(value, alone[name]) for name, value in taught.items())
+    with pytest.raises(ValueError, match="has no refiner"):
+        recipe(model, teacher=str(model)).run(tmp_path / "none")
+    other = LatentVideo.load(large)
+    for weight in other.text_encoder.parameters():
+        weight.data.mul_(2)
+    other.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="reads what another text encoder says"):
+        recipe(model, teacher=str(tmp_path / "other")).run(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_refiner_learns_on_where_the_model_has_one(model, tmp_path):
     first = recipe(model).run(tmp_path / "first")
     further = recipe(first, train=replace(recipe(model).train, steps=1, decay_at=1)).phase(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.systems.refiner_fixtures import with_refiner
 
+from carrara.systems.refiner import Refiner
 from carrara.systems.refiner_phase import MeltedClips, RefinerLoss, RefinerPhase, around
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
@@ -62,6 +63,26 @@ def test_the_loss_counts_what_was_touched(tiny_system):
     assert found["first"] == 1
     bare = RefinerPhase(phase.system, phase.batch, batch, RefinerLoss(actors=0, outline=0))
     torch.testing.assert_close(bare.loss(batch, 0, torch.Generator().manual_seed(0))["loss"], error.mean())
+
+
+def test_a_refiner_that_draws_what_its_teacher_draws_has_nothing_to_learn(tiny_system):
+    batch, bare = squares_or_bars(4, 0), RefinerLoss(outline=0, caption_dropout=0)
+    teacher = with_refiner(tiny_system, seed=3).refiner
+    assert teacher is not None
+    for weight in teacher.parameters():
+        weight.data.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+
+    def loss(seed: int, taught: Refiner) -> float:
+        student = with_refiner(tiny_system, seed)
+        assert student.refiner is not None
+        if taught is teacher and seed == 3:
+            student.refiner.load_state_dict(teacher.state_dict())
+        phase = RefinerPhase(student, lambda _: batch, batch, bare, taught)
+        return phase.loss(batch, 0, torch.Generator().manual_seed(0))["loss"].item()
+
+    clipped = loss(3, teacher)  # what a teacher draws is kept within what can be shown
+    assert clipped < loss(4, teacher)
+    assert not any(weight.requires_grad for weight in teacher.parameters())
 
 
 def test_of_several_right_clips_the_nearest_counts(tiny_system):

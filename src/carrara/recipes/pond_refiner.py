@@ -39,7 +39,9 @@ class RefinerRecipe(Recipe):
 
     model: a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the refiner's network;
     mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that it sees beside
-    simulated ones; validation: clips of the fixed validation batch, which are the model's own where `own` has any.
+    simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned from instead of
+    what the clips should have been; validation: clips of the fixed validation batch, which are the model's own where
+    `own` has any.
     device: "cpu", "cuda" or "auto".
     """
 
@@ -54,6 +56,7 @@ class RefinerRecipe(Recipe):
     captioning: Captioning = field(default_factory=lambda: Captioning(synonyms_from=0))
     shown: MeltedBatches = field(default_factory=MeltedBatches)
     own: OwnClips = field(default_factory=OwnClips)
+    teacher: str | None = None
     validation: int = 24
     seed: int = 0
     device: str = "auto"
@@ -67,6 +70,7 @@ class RefinerRecipe(Recipe):
         settings, phase = to_dict(self), self.phase(folder)
         names = ("dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "own", "seed")
         kept = {name: settings[name] for name in names}
+        kept |= {} if self.teacher is None else {"teacher": self.teacher}
         return train(phase, self.train, folder / "refiner", {**kept, "model": phase.system.fingerprint})
 
     def phase(self, folder: Path) -> RefinerPhase:
@@ -86,6 +90,7 @@ class RefinerRecipe(Recipe):
         system.refiner.check_fits(system.text_encoder.config.d_model, system.stride.space * system.patch[1])
         if self.shown.crop % (step := system.refiner.side_step):
             raise ValueError(f"shown.crop={self.shown.crop}: this refiner takes windows in steps of {step} pixels")
+        teacher = self.taught_by(system)
         system.to(device)
         shape = VideoShape(system.defaults.frames, system.defaults.height, system.defaults.width)
         settings = (self.mix, self.melting, self.captioning, self.seed, device)
@@ -97,7 +102,23 @@ class RefinerRecipe(Recipe):
         else:
             numbers = [VALIDATION_SCENES + row for row in range(self.validation)]
             made, captions = source.of(numbers, shape.frames, 0)
-        return RefinerPhase(system, source, batch_of(made, captions), self.loss)
+        return RefinerPhase(system, source, batch_of(made, captions), self.loss, teacher and teacher.to(device))
+
+    def taught_by(self, system: LatentVideo) -> Refiner | None:
+        """The refiner that is learned from, if any. Raises ValueError for one that reads other words."""
+        if self.teacher is None:
+            return None
+        taught = LatentVideo.load(Path(self.teacher), torch.float32)
+        if taught.refiner is None:
+            raise ValueError(f"teacher={self.teacher!r}: has no refiner; give a model with one")
+        if self.shown.crop % taught.refiner.side_step:
+            raise ValueError(
+                f"shown.crop={self.shown.crop}: the teacher takes steps of {taught.refiner.side_step} pixels"
+            )
+        own, its = system.text_encoder.state_dict(), taught.text_encoder.state_dict()
+        if own.keys() != its.keys() or not all(torch.equal(value, its[name]) for name, value in own.items()):
+            raise ValueError(f"teacher={self.teacher!r}: its refiner reads what another text encoder says")
+        return taught.refiner
 
     def _own(self, folder: Path, fingerprint: str, device: torch.device) -> tuple[OwnShards, OwnShards]:
         """The model's clips to learn from, and those of validation."""

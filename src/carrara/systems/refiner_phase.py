@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class RefinerPhase:
         batch: Callable[[int], MeltedClips],
         validation: MeltedClips,
         config: RefinerLoss,
+        teacher: Refiner | None = None,
     ) -> None:
         if system.refiner is None:
             raise ValueError("this model has no refiner: give it one before it is trained")
@@ -67,6 +68,7 @@ class RefinerPhase:
         self.system, self.batch, self.validation, self.config = system, batch, validation, config
         self.refiner: Refiner = system.refiner
         self.refiner.requires_grad_(True)
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.module: nn.Module = self.refiner
 
     @staticmethod
@@ -79,14 +81,13 @@ class RefinerPhase:
         device = generator.device
         dropped = torch.rand(len(batch.captions), generator=generator, device=device) < self.config.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
-        melted = to_unit(batch.melted).to(device)
-        drawn, outline = self.refiner(melted, self.read(captions))
+        melted, text = to_unit(batch.melted).to(device), self.read(captions)
+        drawn, outline = self.refiner(melted, text)
         near = around(batch.touched.to(device))
         weights = 1 + self.config.actors * near
         losses, errors = [], []
-        for way in range(batch.video.shape[1]):
-            error = (drawn - to_unit(batch.video[:, way]).to(device)).abs().mean(1)
-            actors = (batch.actors[:, way] > 0).to(device, torch.float32)
+        for video, actors in self.ways(batch, melted, text):
+            error = (drawn - video).abs().mean(1)
             told = binary_cross_entropy_with_logits(outline, actors, reduction="none")
             losses.append((weights * (error + self.config.outline * told)).mean((1, 2, 3)))
             errors.append((near * error).detach().sum((1, 2, 3)))
@@ -96,6 +97,17 @@ class RefinerPhase:
             "around": torch.stack(errors).gather(0, nearest[None]).sum() / near.sum().clamp(min=1),
             "first": (nearest == 0).float().mean(),
         }
+
+    @torch.no_grad()
+    def ways(self, batch: MeltedClips, melted: Tensor, text: TextStates) -> Iterator[tuple[Tensor, Tensor]]:
+        """In which ways a batch would be right: video `b 3 t h w` and how surely an actor is where, `b t h w`."""
+        if self.teacher is not None:
+            drawn, outline = self.teacher(melted, text)
+            yield drawn.clamp(-1, 1), outline.sigmoid()
+            return
+        for way in range(batch.video.shape[1]):
+            actors = (batch.actors[:, way] > 0).to(melted.device, torch.float32)
+            yield to_unit(batch.video[:, way]).to(melted.device), actors
 
     @torch.no_grad()
     def read(self, captions: Sequence[str]) -> TextStates:
