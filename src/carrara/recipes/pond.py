@@ -44,6 +44,7 @@ from carrara.recipes.pond_data import (
 from carrara.recipes.pond_denoiser import DenoiserStage
 from carrara.recipes.pond_latents import ClipCaches
 from carrara.recipes.pond_shapes import bucket_batch, taking_turns
+from carrara.recipes.pond_teacher import check_words, open_teacher
 from carrara.recipes.pond_truth import TruthTable, content_head
 from carrara.recipes.runs import Recipe, check_finished
 from carrara.systems.find import find_model
@@ -135,12 +136,7 @@ class PondRecipe(Recipe):
         stride, patch = self.autoencoder.model.stride, self.denoiser.model.patch
         self.shape.latent(stride).tokens(patch)
         self.denoiser.buckets.check(self.shape, stride, patch)
-        if self.denoiser.teacher:
-            if self.start:
-                raise ValueError("start, denoiser.teacher: a model that goes on reads its own words; give one of them")
-            find_model(self.denoiser.teacher)
-        elif not self.denoiser.train_text and not self.start:
-            raise ValueError("denoiser.train_text=False: a text encoder that knows nothing yet would stay so")
+        check_words(self.denoiser.teacher, self.denoiser.train_text, self.start)
         for start in (self.autoencoder.start, self.denoiser.start):
             if start and not Path(start).exists():
                 raise ValueError(f"start={start!r}: no such training folder")
@@ -222,7 +218,8 @@ class PondRecipe(Recipe):
         self, trained: Path, cache: LatentCache, validation: LatentCache, device: torch.device
     ) -> DenoiserPhase:
         """The system, fresh or begun, and the data that its transformer and text encoder learn from."""
-        stage, teacher = self.denoiser, self.teacher(trained, device)
+        stage = self.denoiser
+        teacher = open_teacher(stage.teacher, trained, stage.text_width, device) if stage.teacher else None
         system, head = self.system(trained, train_pond_tokenizer, device, teacher), None
         if stage.alignment.weight:
             stride = self.autoencoder.model.stride.time
@@ -242,23 +239,6 @@ class PondRecipe(Recipe):
             teacher=None if teacher is None else teacher.denoiser,
             train_text=stage.train_text and teacher is None,
         )
-
-    def teacher(self, trained: Path, device: torch.device) -> LatentVideo | None:
-        """The finished model whose answers are learned, if any. Raises ValueError for one of another autoencoder."""
-        if self.denoiser.teacher is None:
-            return None
-        teacher = LatentVideo.load(find_model(self.denoiser.teacher), torch.float32)
-        if (width := teacher.text_encoder.config.d_model) != self.denoiser.text_width:
-            raise ValueError(
-                f"denoiser.text_width={self.denoiser.text_width}: the text encoder is the teacher's, of width {width}"
-            )
-        own, its = read_autoencoder(trained).state_dict(), teacher.autoencoder.state_dict()
-        if own.keys() != its.keys() or not all(torch.equal(own[name].half(), its[name].half()) for name in own):
-            raise ValueError(
-                f"denoiser.teacher={self.denoiser.teacher!r}: its autoencoder is not the one that this run's clips are "
-                "encoded by; give the run a copy of it (autoencoder/model), or another teacher"
-            )
-        return teacher.to(device)
 
     def batches(self, cache: LatentCache, size: int) -> Callable[[int], CaptionedLatents]:
         """What stage three learns from, so many clips in a step."""
