@@ -137,6 +137,14 @@ def test_a_refiner_learns_on_where_the_model_has_one(model, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+def test_a_bundled_model_is_meant_by_its_name(tmp_path):
+    sizes = {"dim": 32, "multipliers": (1, 2, 3), "shown": MeltedBatches(frames=1, pieces=1, clips=1)}
+    phase = recipe(Path("pond"), **sizes).phase(tmp_path)
+    assert phase.refiner.config.unet.dim == 32, "it goes on"
+    with pytest.raises(ValueError, match=r"unknown model 'pont'"):
+        recipe(Path("pont")).run(tmp_path / "out")
+
+
 def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
     cases = [
         (recipe(tmp_path / "nowhere"), "no such model folder"),

@@ -25,6 +25,7 @@ from carrara.recipes.pond_data import Captioning
 from carrara.recipes.pond_refiner_data import MeltedBatches, MeltedSource, batch_of, own_of
 from carrara.recipes.runs import Recipe
 from carrara.recipes.scene_numbers import OWN_SCENES, VALIDATION_SCENES
+from carrara.systems.find import find_model
 from carrara.systems.latent import LatentVideo
 from carrara.systems.refiner import Refiner, RefinerConfig, unet_of
 from carrara.systems.refiner_phase import RefinerLoss, RefinerPhase
@@ -37,11 +38,11 @@ from carrara.training.parallel import alone_first
 class RefinerRecipe(Recipe):
     """Everything that decides the refiner, beside the model that it is for.
 
-    model: a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the refiner's network;
-    mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that it sees beside
-    simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned from instead of
-    what the clips should have been; validation: clips of the fixed validation batch, which are the model's own where
-    `own` has any.
+    model: a bundled model or a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the
+    refiner's network; mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that
+    it sees beside simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned
+    from instead of what the clips should have been; validation: clips of the fixed validation batch, which are the
+    model's own where `own` has any.
     device: "cpu", "cuda" or "auto".
     """
 
@@ -76,7 +77,10 @@ class RefinerRecipe(Recipe):
     def phase(self, folder: Path) -> RefinerPhase:
         """What is trained; `folder` is where clips of the model itself are kept, made now if there are too few. Raises
         ValueError for a model that a refiner of these sizes does not fit."""
-        system, device = LatentVideo.load(Path(self.model), torch.float32), torch.device(chosen_device(self.device))
+        system, device = (
+            LatentVideo.load(find_model(self.model), torch.float32),
+            torch.device(chosen_device(self.device)),
+        )
         unet = unet_of(system.text_encoder.config.d_model, self.fold, self.dim, self.multipliers)
         config = RefinerConfig(unet, self.fold)
         if system.refiner is None:
@@ -108,7 +112,7 @@ class RefinerRecipe(Recipe):
         """The refiner that is learned from, if any. Raises ValueError for one that reads other words."""
         if self.teacher is None:
             return None
-        taught = LatentVideo.load(Path(self.teacher), torch.float32)
+        taught = LatentVideo.load(find_model(self.teacher), torch.float32)
         if taught.refiner is None:
             raise ValueError(f"teacher={self.teacher!r}: has no refiner; give a model with one")
         if self.shown.crop % taught.refiner.side_step:
@@ -125,7 +129,7 @@ class RefinerRecipe(Recipe):
 
         @cache
         def model() -> LatentVideo:
-            return LatentVideo.load(Path(self.model), torch.bfloat16).to(device)
+            return LatentVideo.load(find_model(self.model), torch.bfloat16).to(device)
 
         with alone_first():
             return (
