@@ -185,6 +185,15 @@ def save_weights(
     replace_file(path, save)
 
 
+def same_weights(one: nn.Module, other: nn.Module, dtype: torch.dtype | None = None) -> bool:
+    """Whether two networks have the same weights by name, to the bit; dtype: rounded to that first, as in files."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value.to(dtype or value.dtype), theirs[name].to(dtype or theirs[name].dtype))
+        for name, value in ours.items()
+    )
+
+
 def fingerprint(paths: Iterable[Path]) -> str:
     """SHA-256 over files' contents in the order given, as hex."""
     digest = hashlib.sha256()

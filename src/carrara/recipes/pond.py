@@ -267,7 +267,7 @@ class PondRecipe(Recipe):
         else:
             system = self.fresh_system(trained, teacher.tokenizer if teacher else words(), device)
         if teacher is not None:
-            system.tokenizer, system.text_encoder = teacher.tokenizer, teacher.text_encoder
+            system.text_encoder = teacher.text_encoder
         system.defaults = Defaults(
             self.frames, self.height, self.width, self.fps, stage.sampling, knows=stage.fields.taught
         )

@@ -17,6 +17,7 @@ import torch
 
 from carrara.core.config import at_least, to_dict
 from carrara.core.types import VideoShape
+from carrara.core.weights import same_weights
 from carrara.data.pond.melting import Melting
 from carrara.data.pond.sampling import Mix
 from carrara.recipes.device import chosen_device
@@ -77,10 +78,8 @@ class RefinerRecipe(Recipe):
     def phase(self, folder: Path) -> RefinerPhase:
         """What is trained; `folder` is where clips of the model itself are kept, made now if there are too few. Raises
         ValueError for a model that a refiner of these sizes does not fit."""
-        system, device = (
-            LatentVideo.load(find_model(self.model), torch.float32),
-            torch.device(chosen_device(self.device)),
-        )
+        system = LatentVideo.load(find_model(self.model), torch.float32)
+        device = torch.device(chosen_device(self.device))
         unet = unet_of(system.text_encoder.config.d_model, self.fold, self.dim, self.multipliers)
         config = RefinerConfig(unet, self.fold)
         if system.refiner is None:
@@ -119,8 +118,7 @@ class RefinerRecipe(Recipe):
             raise ValueError(
                 f"shown.crop={self.shown.crop}: the teacher takes steps of {taught.refiner.side_step} pixels"
             )
-        own, its = system.text_encoder.state_dict(), taught.text_encoder.state_dict()
-        if own.keys() != its.keys() or not all(torch.equal(value, its[name]) for name, value in own.items()):
+        if not same_weights(system.text_encoder, taught.text_encoder):
             raise ValueError(f"teacher={self.teacher!r}: its refiner reads what another text encoder says")
         return taught.refiner
 
@@ -131,19 +129,11 @@ class RefinerRecipe(Recipe):
         def model() -> LatentVideo:
             return LatentVideo.load(find_model(self.model), torch.bfloat16).to(device)
 
+        def made(name: str, first: int, count: int) -> OwnShards:
+            return make_own(folder / name, self.own, self.captioning, first, count, fingerprint, model)
+
         with alone_first():
-            return (
-                make_own(folder / "own", self.own, self.captioning, OWN_SCENES, self.own.clips, fingerprint, model),
-                make_own(
-                    folder / "own-validation",
-                    self.own,
-                    self.captioning,
-                    VALIDATION_SCENES,
-                    self.validation,
-                    fingerprint,
-                    model,
-                ),
-            )
+            return made("own", OWN_SCENES, self.own.clips), made("own-validation", VALIDATION_SCENES, self.validation)
 
 
 def pond_refiner() -> RefinerRecipe:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from carrara.core.weights import same_weights
 from carrara.systems.find import find_model
 from carrara.systems.folder import read_autoencoder
 from carrara.systems.latent import LatentVideo
@@ -28,8 +29,7 @@ def open_teacher(name: str, trained: Path, text_width: int, device: torch.device
     teacher = LatentVideo.load(find_model(name), torch.float32)
     if (width := teacher.text_encoder.config.d_model) != text_width:
         raise ValueError(f"denoiser.text_width={text_width}: the text encoder is the teacher's, of width {width}")
-    own, its = read_autoencoder(trained).state_dict(), teacher.autoencoder.state_dict()
-    if own.keys() != its.keys() or not all(torch.equal(own[key].half(), its[key].half()) for key in own):
+    if not same_weights(read_autoencoder(trained), teacher.autoencoder, torch.float16):
         raise ValueError(
             f"denoiser.teacher={name!r}: its autoencoder is not the one that this run's clips are encoded by; give the "
             "run a copy of it (autoencoder/model), or another teacher"
