@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +12,18 @@ import pytest
 import torch
 
 from carrara.core.types import VideoShape
+from carrara.data.pond.captions import caption
 from carrara.data.pond.melting import Melting
-from carrara.data.pond.sampling import EVERYTHING
+from carrara.data.pond.sampling import EVERYTHING, sample_scene
+from carrara.evaluation.prompts import FILMED
 from carrara.recipes import RECIPES
 from carrara.recipes.own_clips import OwnClips
 from carrara.recipes.pond_data import Captioning
 from carrara.recipes.pond_refiner import RefinerRecipe
-from carrara.recipes.pond_refiner_data import TURNS, MeltedBatches, MeltedSource
+from carrara.recipes.pond_refiner_data import MeltedBatches, MeltedSource, said_of_another
 from carrara.recipes.scene_numbers import REFINER_SCENES
 from carrara.systems.latent import LatentVideo
+from carrara.systems.refiner_adversary import Adversary
 from carrara.training.config import TrainConfig
 
 SHOWN = MeltedBatches(frames=4, per_scene=2, pieces=4, piece_frames=3, crop=16, clips=2)
@@ -47,7 +53,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_steps_are_on_frames_pieces_and_clips_in_turn():
-    batches = [source()(step) for step in range(len(TURNS))]
+    batches = [source()(step) for step in range(len(SHOWN.turns))]
     assert [tuple(batch.melted.shape[:4]) for batch in batches] == [
         (8, 1, 16, 16), (8, 1, 16, 16), (4, 3, 16, 16), (2, 5, 32, 32),
     ]  # fmt: skip
@@ -72,6 +78,37 @@ def test_a_batch_is_a_function_of_its_step_and_pieces_of_other_scenes():
     assert not torch.equal(first.video, second.video)
 
 
+def test_steps_are_on_what_the_settings_say():
+    turned = source(replace(SHOWN, turns=("clips", "frames")))
+    assert [len(turned(step).melted) for step in range(4)] == [2, 8, 2, 8]
+
+
+def test_another_caption_is_of_the_scene_less_one_thing():
+    plain, rng = Captioning(short=0, medium=1, dense=0, synonyms=0, synonyms_from=0), random.Random(0)
+    changed = Counter()
+    for number in range(60):
+        scene = sample_scene(REFINER_SCENES + number, FILMED)
+        actor = scene.actors[0]
+        still, moving = (said_of_another(scene, plain, sees, rng) for sees in (False, True))
+        assert actor.colour in still
+        assert not re.search(rf"\b{actor.kind}\b", still)
+        kept = re.search(rf"\b{actor.kind}\b", moving) is not None
+        camera = caption(scene, "medium", 0, canonical=True).text.partition("camera")[2]
+        changed["kind" if not kept else "camera" if camera not in moving else "motion"] += 1
+    assert all(changed[name] > 5 for name in ("kind", "motion", "camera")), changed
+
+
+def test_every_clip_has_another_caption_and_is_placed_where_it_is_simulated(model, tmp_path):
+    alone, with_own = source(), recipe(model, own=OwnClips(clips=3, share=0.5)).phase(tmp_path)
+    for step in range(4):
+        batch = alone(step)
+        assert batch.placed
+        assert len(batch.others) == len(batch.captions)
+        assert all(other != said for other, said in zip(batch.others, batch.captions))
+    assert [with_own.batch(step).placed for step in range(0, 16, 4)] == [False, True, False, True]
+    assert len(with_own.batch(0).others) == len(with_own.batch(0).captions)
+
+
 def test_training_draws_no_scene_of_evaluation():
     assert REFINER_SCENES < 2**36
     steps = (2**36 - REFINER_SCENES) // max(MeltedBatches().frames, MeltedBatches().pieces)
@@ -92,6 +129,20 @@ def test_a_run_leaves_a_whole_model_and_resumes_as_if_it_had_not_stopped(model, 
     rest = after.denoiser.state_dict()
     assert all(torch.equal(value, rest[name]) for name, value in before.denoiser.state_dict().items())
     assert any(value.abs().sum() > 0 for name, value in weights(whole).items() if "leave" in name)
+
+
+def test_a_run_against_a_discriminator_resumes_as_if_it_had_not_stopped(model, tmp_path):
+    shown = replace(SHOWN, turns=("frames", "pieces", "clips"))
+    base = recipe(model, shown=shown, own=OwnClips(clips=3, share=0.5), adversary=Adversary(weight=0.5))
+    base = replace(base, train=replace(base.train, optimizer="adamw", decay_at=3))
+    uninterrupted = base.run(tmp_path / "full")
+    begun = replace(base, train=replace(base.train, steps=2, decay_at=2, checkpoint_every=1))
+    begun.run(tmp_path / "resumed")
+    resumed = base.run(tmp_path / "resumed")
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(uninterrupted).items())
+    quiet = replace(base, adversary=Adversary(weight=0.25))
+    with pytest.raises(ValueError, match=r"adversary\.weight=0\.5, now it is 0\.25"):
+        quiet.run(tmp_path / "resumed")
 
 
 def test_a_share_of_the_steps_is_on_clips_of_the_model_itself(model, tmp_path):
@@ -157,7 +208,12 @@ def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
         with pytest.raises(ValueError, match=told):
             case.run(tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    for settings, told in (({"frames": 0}, "frames=0"), ({"crop": -1}, "crop=-1")):
+    for settings, told in (
+        ({"frames": 0}, "frames=0"),
+        ({"crop": -1}, "crop=-1"),
+        ({"turns": ()}, "turns: empty"),
+        ({"turns": ("clip",)}, "turn 'clip'"),
+    ):
         with pytest.raises(ValueError, match=told):
             MeltedBatches(**settings)
     with pytest.raises(ValueError, match="validation=0"):

@@ -16,7 +16,7 @@ from carrara.recipes.phyworld import phyworld, phyworld_tiny
 from carrara.recipes.pond import pond, pond_128, pond_tiny
 from carrara.recipes.pond_decoder import pond_decoder
 from carrara.recipes.pond_distill import pond_distill
-from carrara.recipes.pond_refiner import pond_refiner
+from carrara.recipes.pond_refiner import pond_refiner, pond_refiner_adversarial
 from carrara.recipes.runs import Recipe
 from carrara.recipes.vdm import vdm, vdm_tiny
 
@@ -31,6 +31,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "pond-decoder": pond_decoder,
     "pond-distill": pond_distill,
     "pond-refiner": pond_refiner,
+    "pond-refiner-adversarial": pond_refiner_adversarial,
     "motion-features": motion_features,
     "phyworld": phyworld,
     "phyworld-tiny": phyworld_tiny,

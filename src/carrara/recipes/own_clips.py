@@ -75,10 +75,12 @@ class OwnShards:
 
     def __call__(self, rows: Sequence[int]) -> tuple[Tensor, list[Scene], list[str]]:
         """These clips, uint8 `b t h w 3`, what they should have shown, and their captions."""
-        records = [self._records[row] for row in rows]
         made = torch.stack([self._made[row // SHARD][row % SHARD] for row in rows])
-        scenes = [from_dict(Scene, record["scene"], "scene") for record in records]
-        return made, scenes, [record["caption"] for record in records]
+        return made, self.scenes(rows), [self._records[row]["caption"] for row in rows]
+
+    def scenes(self, rows: Sequence[int]) -> list[Scene]:
+        """What these clips should have shown."""
+        return [from_dict(Scene, self._records[row]["scene"], "scene") for row in rows]
 
 
 def make_own(

@@ -29,6 +29,7 @@ from carrara.recipes.scene_numbers import OWN_SCENES, VALIDATION_SCENES
 from carrara.systems.find import find_model
 from carrara.systems.latent import LatentVideo
 from carrara.systems.refiner import Refiner, RefinerConfig, unet_of
+from carrara.systems.refiner_adversary import Adversary
 from carrara.systems.refiner_phase import RefinerLoss, RefinerPhase
 from carrara.training.config import TrainConfig
 from carrara.training.loop import train
@@ -42,8 +43,8 @@ class RefinerRecipe(Recipe):
     model: a bundled model or a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the
     refiner's network; mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that
     it sees beside simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned
-    from instead of what the clips should have been; validation: clips of the fixed validation batch, which are the
-    model's own where `own` has any.
+    from instead of what the clips should have been; adversary: what tells it that a clip does not look right;
+    validation: clips of the fixed validation batch, which are the model's own where `own` has any.
     device: "cpu", "cuda" or "auto".
     """
 
@@ -59,6 +60,7 @@ class RefinerRecipe(Recipe):
     shown: MeltedBatches = field(default_factory=MeltedBatches)
     own: OwnClips = field(default_factory=OwnClips)
     teacher: str | None = None
+    adversary: Adversary = field(default_factory=Adversary)
     validation: int = 24
     seed: int = 0
     device: str = "auto"
@@ -73,6 +75,7 @@ class RefinerRecipe(Recipe):
         names = ("dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "own", "seed")
         kept = {name: settings[name] for name in names}
         kept |= {} if self.teacher is None else {"teacher": self.teacher}
+        kept |= {"adversary": settings["adversary"]} if self.adversary.weight else {}
         return train(phase, self.train, folder / "refiner", {**kept, "model": phase.system.fingerprint})
 
     def phase(self, folder: Path) -> RefinerPhase:
@@ -105,7 +108,8 @@ class RefinerRecipe(Recipe):
         else:
             numbers = [VALIDATION_SCENES + row for row in range(self.validation)]
             made, captions = source.of(numbers, shape.frames, 0)
-        return RefinerPhase(system, source, batch_of(made, captions), self.loss, teacher and teacher.to(device))
+        taught = teacher and teacher.to(device)
+        return RefinerPhase(system, source, batch_of(made, captions), self.loss, taught, self.adversary)
 
     def taught_by(self, system: LatentVideo) -> Refiner | None:
         """The refiner that is learned from, if any. Raises ValueError for one that reads other words."""
@@ -152,4 +156,28 @@ def pond_refiner() -> RefinerRecipe:
             validate_every=400,
             picture_every=400,
         )
+    )
+
+
+def pond_refiner_adversarial() -> RefinerRecipe:
+    """Go on with a refiner of `pond` against a discriminator, on the model's own clips: what is open gets drawn, one
+    way or another, where errors alone make it a blot."""
+    return RefinerRecipe(
+        TrainConfig(
+            minutes=90,
+            warmup=100,
+            decay_share=0.3,
+            learning_rate=3e-4,
+            betas=(0.5, 0.95),
+            weight_decay=0.0,
+            clip=5.0,
+            ema=0.998,
+            prefetch=False,
+            validate_every=400,
+            picture_every=400,
+        ),
+        model="runs/pond-refiner/refiner/model",
+        shown=MeltedBatches(turns=("frames", "pieces", "clips"), frames=16, pieces=5, clips=1),
+        own=OwnClips(clips=8192, share=0.75),
+        adversary=Adversary(weight=0.5),
     )

@@ -5,38 +5,39 @@ A function of the step.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from carrara.core.config import at_least
+from carrara.core.config import at_least, choose
 from carrara.core.types import VideoShape
 from carrara.data.batches import mix as mix_seed
 from carrara.data.batches import part
 from carrara.data.pond.melting import Melted, Melting, in_all_ways, melt
 from carrara.data.pond.sampling import Mix, sample_scene
-from carrara.data.pond.world import Scene
+from carrara.data.pond.world import ACTORS, CAMERAS, MOTIONS, Scene
 from carrara.recipes.own_clips import OwnShards
 from carrara.recipes.pond_data import Captioning, window_corner
 from carrara.recipes.scene_numbers import REFINER_SCENES
 from carrara.systems.refiner_phase import MeltedClips
 
-TURNS = ("frames", "frames", "pieces", "clips")
-"""What steps are on, in turn."""
+TURNS = ("frames", "pieces", "clips")
 OFF = 64.0  # levels of 255 by which a pixel is another thing, not a tint
 
 
 @dataclass(frozen=True)
 class MeltedBatches:
-    """What a refiner is shown, step after step (`TURNS`).
+    """What a refiner is shown, step after step.
 
-    frames: scenes of a step on single frames, of which it sees `per_scene` successive ones each, as images of their
-    own; pieces: scenes of a step on pieces of `piece_frames`; crop: side of the windows, around an actor, of frames and
-    pieces, 0 for whole ones; clips: whole clips of a step.
+    turns: what steps are on, in turn; frames: scenes of a step on single frames, of which it sees `per_scene`
+    successive ones each, as images of their own; pieces: scenes of a step on pieces of `piece_frames`; crop: side of
+    the windows, around an actor, of frames and pieces, 0 for whole ones; clips: whole clips of a step.
     """
 
+    turns: tuple[str, ...] = ("frames", "frames", "pieces", "clips")
     frames: int = 40
     per_scene: int = 3
     pieces: int = 13
@@ -47,6 +48,10 @@ class MeltedBatches:
     def __post_init__(self) -> None:
         at_least(self, 1, "frames", "per_scene", "pieces", "piece_frames", "clips")
         at_least(self, 0, "crop")
+        if not self.turns:
+            raise ValueError("turns: empty; give at least one of " + ", ".join(TURNS))
+        for turn in self.turns:
+            choose("turn", turn, dict.fromkeys(TURNS))
 
 
 class MeltedSource:
@@ -83,26 +88,33 @@ class MeltedSource:
 
     def piece(self, step: int, number: int, count: int) -> tuple[MeltedClips, int]:
         """A piece of a step's batch, of so many, and how many scenes the batch has."""
-        shown, turn = self.shown, TURNS[step % len(TURNS)]
+        shown, turns = self.shown, self.shown.turns
+        turn = turns[step % len(turns)]
         scenes, frames = {
             "frames": (shown.frames, shown.per_scene),
             "pieces": (shown.pieces, shown.piece_frames),
             "clips": (shown.clips, self.shape.frames),
         }[turn]
         rows = range(scenes)[part(scenes, number, count)]
-        if self.own is not None and (step // len(TURNS) * self.own_share) % 1 < self.own_share:
+        placed = self.own is None or (step // len(turns) * self.own_share) % 1 >= self.own_share
+        if self.own is not None and not placed:
             drawn = torch.Generator().manual_seed(mix_seed(self.seed, step, 3))
             chosen = torch.randint(len(self.own), (scenes,), generator=drawn)[rows.start : rows.stop].tolist()
             made, captions = own_of(self.own, chosen, frames, self.fps, drawn, self.device)
+            scenes_shown = self.own.scenes(chosen)
         else:
             stride = max(shown.frames, shown.pieces, shown.clips)
-            made, captions = self.of([REFINER_SCENES + step * stride + row for row in rows], frames, step)
+            numbers = [REFINER_SCENES + step * stride + row for row in rows]
+            made, captions = self.of(numbers, frames, step)
+            scenes_shown = [sample_scene(number, self.world) for number in numbers]
+        rng = random.Random(mix_seed(self.seed, step, rows.start, 4))
+        others = [said_of_another(scene, self.captioning, turn != "frames", rng) for scene in scenes_shown]
         if turn != "clips" and shown.crop:
             made = windows(made, shown.crop, torch.Generator().manual_seed(mix_seed(self.seed, step, rows.start, 1)))
         if turn == "frames":
             made = singles(made)
-            captions = [caption for caption in captions for _ in range(frames)]
-        return batch_of(made, captions), scenes
+            captions, others = ([text for text in texts for _ in range(frames)] for texts in (captions, others))
+        return replace(batch_of(made, captions), others=others, placed=placed), scenes
 
     def of(self, numbers: list[int], frames: int, step: int) -> tuple[Melted, list[str]]:
         """So many frames of each of these scenes, from anywhere in its clip, melted, with a caption of the clip."""
@@ -135,6 +147,24 @@ def own_of(
     video, actors = in_all_ways(later, VideoShape(frames, *made.shape[2:4]), fps, device)
     error = (melted.float() - video[:, 0].float()).abs().mean(-1)
     return Melted(video, actors, melted, (actors[:, 0] > 0) | (error > OFF)), captions
+
+
+def said_of_another(scene: Scene, captioning: Captioning, moving: bool, rng: random.Random) -> str:
+    """A caption of this scene with one thing changed: what an actor is or, where it is seen moving, also what it does
+    or what the camera does. Every level of detail names the first two."""
+    which = rng.randrange(len(scene.actors))
+    actor = scene.actors[which]
+    changed = rng.choice(("kind", "motion", "camera")) if moving else "kind"
+    if changed == "camera":
+        other = replace(scene, camera=rng.choice([camera for camera in CAMERAS if camera != scene.camera]))
+    else:
+        if changed == "kind":
+            actor = replace(actor, stilts=False, kind=rng.choice([kind for kind in ACTORS if kind != actor.kind]))
+        else:
+            actor = replace(actor, motion=rng.choice([motion for motion in MOTIONS if motion != actor.motion]))
+        other = replace(scene, actors=(*scene.actors[:which], actor, *scene.actors[which + 1 :]))
+    level = rng.choices(range(3), (captioning.short, captioning.medium, captioning.dense))[0]
+    return captioning.say(other, False, level, rng.random(), captioning.synonyms_from, rng.getrandbits(32))
 
 
 def windows(clips: Melted, size: int, generator: torch.Generator) -> Melted:

@@ -15,6 +15,7 @@ from carrara.core.types import TextStates
 from carrara.systems.latent import LatentVideo
 from carrara.systems.phases import film, to_bytes, to_unit
 from carrara.systems.refiner import Refiner
+from carrara.systems.refiner_adversary import Adversary, Discriminator, strayed
 from carrara.systems.stage_phase import is_unet_matrix, read_once
 
 AROUND = 9  # pixels of the square around each that was touched, in which errors count more
@@ -24,13 +25,16 @@ AROUND = 9  # pixels of the square around each that was touched, in which errors
 class MeltedClips:
     """melted: uint8 `b t h w 3`, clips as they are; captions: one each; video: uint8 `b k t h w 3`, k ways in which the
     clip would be right, with its actors there, uint8 `b k t h w`, nonzero where one shows; touched: bool `b t h w`,
-    where errors count more. t = 1 for single frames."""
+    where errors count more. t = 1 for single frames. others: captions of which something is not so in the video, one
+    each, for a discriminator; placed: whether things are in `video` where they are in `melted`."""
 
     melted: Tensor
     captions: Sequence[str]
     video: Tensor
     actors: Tensor
     touched: Tensor
+    others: Sequence[str] = ()
+    placed: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class RefinerLoss:
 
 class RefinerPhase:
     """Train a system's refiner by absolute errors, to the nearest of the ways in which a clip would be right: the mean
-    of a bird that faces left and one that faces right is none, and one is drawn."""
+    of a bird that faces left and one that faces right is none, and one is drawn.
+
+    With an adversary, a discriminator's verdict is added to them; clips that are not where their truth is are then held
+    to their own colours instead of to it. Both networks learn by one step: what one is told by never moves the other.
+    """
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class RefinerPhase:
         validation: MeltedClips,
         config: RefinerLoss,
         teacher: Refiner | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         if system.refiner is None:
             raise ValueError("this model has no refiner: give it one before it is trained")
@@ -70,6 +79,10 @@ class RefinerPhase:
         self.refiner.requires_grad_(True)
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.module: nn.Module = self.refiner
+        self.adversary = adversary if adversary is not None and adversary.weight else None
+        if self.adversary is not None:
+            self.discriminator = Discriminator(self.refiner)
+            self.module = nn.ModuleDict({"refiner": self.refiner, "discriminator": self.discriminator})
 
     @staticmethod
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -77,7 +90,8 @@ class RefinerPhase:
         return is_unet_matrix(name, parameter)
 
     def loss(self, batch: MeltedClips, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Also the error of the colours where clips were touched, and how often the first way was the nearest."""
+        """Also the error of the colours where clips were touched, and how often the first way was the nearest; with an
+        adversary, its verdicts."""
         device = generator.device
         dropped = torch.rand(len(batch.captions), generator=generator, device=device) < self.config.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
@@ -91,12 +105,35 @@ class RefinerPhase:
             told = binary_cross_entropy_with_logits(outline, actors, reduction="none")
             losses.append((weights * (error + self.config.outline * told)).mean((1, 2, 3)))
             errors.append((near * error).detach().sum((1, 2, 3)))
-        loss, nearest = torch.stack(losses).min(0)
+        each, nearest = torch.stack(losses).min(0)
+        loss = each.mean()
+        told_of: dict[str, Tensor] = {}
+        if self.adversary is not None:
+            if not batch.placed and self.teacher is None:
+                loss = self.adversary.anchor * strayed(drawn, melted, weights, self.adversary.anchored)
+            opposed, told_of = self.opposed(batch, drawn, text, weights, generator)
+            loss = loss + opposed
         return {
-            "loss": loss.mean(),
+            "loss": loss,
             "around": torch.stack(errors).gather(0, nearest[None]).sum() / near.sum().clamp(min=1),
             "first": (nearest == 0).float().mean(),
+            **told_of,
         }
+
+    def opposed(
+        self, batch: MeltedClips, drawn: Tensor, text: TextStates, weights: Tensor, generator: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What refiner and discriminator learn of each other, and the latter's mean verdicts."""
+        assert self.adversary is not None
+        if len(batch.others) != len(batch.captions):
+            raise ValueError(
+                f"{len(batch.others)} other captions for {len(batch.captions)} clips: a discriminator needs one each"
+            )
+        true = to_unit(batch.video[:, 0]).to(drawn.device)
+        loss, told = self.discriminator.loss(
+            true, drawn, text, self.read(batch.others), weights, self.adversary, generator
+        )
+        return loss + self.adversary.weight * self.discriminator.deceived(drawn, text, weights), told
 
     @torch.no_grad()
     def ways(self, batch: MeltedClips, melted: Tensor, text: TextStates) -> Iterator[tuple[Tensor, Tensor]]:
