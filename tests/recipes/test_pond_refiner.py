@@ -20,7 +20,7 @@ from carrara.recipes import RECIPES
 from carrara.recipes.own_clips import OwnClips
 from carrara.recipes.pond_data import Captioning
 from carrara.recipes.pond_refiner import RefinerRecipe
-from carrara.recipes.pond_refiner_data import MeltedBatches, MeltedSource, said_of_another
+from carrara.recipes.pond_refiner_data import TRIED, MeltedBatches, MeltedSource, said_of_another
 from carrara.recipes.scene_numbers import REFINER_SCENES
 from carrara.systems.latent import LatentVideo
 from carrara.systems.refiner_adversary import Adversary
@@ -29,9 +29,9 @@ from carrara.training.config import TrainConfig
 SHOWN = MeltedBatches(frames=4, per_scene=2, pieces=4, piece_frames=3, crop=16, clips=2)
 
 
-def source(shown: MeltedBatches = SHOWN) -> MeltedSource:
+def source(shown: MeltedBatches = SHOWN, numbered: bool = False) -> MeltedSource:
     shape, device = VideoShape(5, 32, 32), torch.device("cpu")
-    return MeltedSource(shown, shape, 8.0, EVERYTHING, Melting(), Captioning(), 0, device)
+    return MeltedSource(shown, shape, 8.0, EVERYTHING, Melting(), Captioning(), 0, device, numbered=numbered)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,35 @@ def test_every_clip_has_another_caption_and_is_placed_where_it_is_simulated(mode
     assert len(with_own.batch(0).others) == len(with_own.batch(0).captions)
 
 
+def test_what_spins_is_shown_more_often_where_that_is_wanted():
+    def share(turning: float) -> float:
+        shown = source(replace(SHOWN, frames=30, pieces=1, per_scene=1, turns=("frames",), turning=turning))
+        captions = [caption for step in range(2) for caption in shown(step).captions]
+        return sum(re.search("spin|twirl|turns|rotat", text) is not None for text in captions) / len(captions)
+
+    assert share(0.9) > share(0) + 0.15
+
+
+def test_a_refiner_learns_to_be_told_which_frame_is_which(model, tmp_path):
+    frames, pieces = (source(numbered=True)(step) for step in (0, 2))
+    assert frames.first is not None
+    assert pieces.first is not None
+    assert torch.allclose(frames.first.view(4, 2).diff(dim=1), torch.ones(4, 1))
+    assert (pieces.first >= 0).all()
+    assert (pieces.first <= 2).all()
+    before = recipe(model).run(tmp_path / "before")
+    numbered = recipe(before, numbered=True, own=OwnClips(clips=2, share=0.5)).run(tmp_path / "numbered")
+    refiner = LatentVideo.load(numbered).refiner
+    assert refiner is not None
+    assert refiner.config.numbered
+    with pytest.raises(ValueError, match="has a refiner of other sizes"):
+        recipe(numbered).run(tmp_path / "back")
+
+
 def test_training_draws_no_scene_of_evaluation():
     assert REFINER_SCENES < 2**36
-    steps = (2**36 - REFINER_SCENES) // max(MeltedBatches().frames, MeltedBatches().pieces)
-    assert steps > 10**8
+    steps = (2**36 - REFINER_SCENES) // (TRIED * max(MeltedBatches().frames, MeltedBatches().pieces))
+    assert steps > 10**7
 
 
 def test_a_run_leaves_a_whole_model_and_resumes_as_if_it_had_not_stopped(model, tmp_path):
@@ -211,6 +236,7 @@ def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
     for settings, told in (
         ({"frames": 0}, "frames=0"),
         ({"crop": -1}, "crop=-1"),
+        ({"turning": 1.5}, "turning=1.5"),
         ({"turns": ()}, "turns: empty"),
         ({"turns": ("clip",)}, "turn 'clip'"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,21 @@ def test_frames_of_a_clip_meet_and_a_single_frame_needs_none(tiny_system):
     whole, changed = (system.finish(each, PROMPTS[:1]) for each in (clip, other))
     assert not torch.allclose(whole[:, :, 0], changed[:, :, 0])
     assert system.finish(clip[:, :, :1], PROMPTS[:1]).shape == (1, 3, 1, 16, 32)
+
+
+def test_a_numbered_one_knows_which_frame_is_which(tiny_system):
+    system = with_refiner(tiny_system)
+    assert system.refiner is not None
+    clip = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    text, plain = system.read(["a red ball"]), system.refiner
+    assert torch.equal(plain(clip, text, torch.tensor([5.0]))[0], plain(clip, text)[0])
+    numbered = Refiner(replace(plain.config, numbered=True)).eval()
+    numbered.load_state_dict(plain.state_dict())
+    assert torch.equal(numbered(clip, text, torch.tensor([0.0]))[0], numbered(clip, text)[0])
+    assert torch.equal(numbered(clip, text)[0], plain(clip, text)[0]), "the first frame is what it was"
+    assert not torch.equal(numbered(clip, text, torch.tensor([5.0]))[0], numbered(clip, text)[0])
+    repeated, single = clip.expand(-1, -1, 3, -1, -1), numbered(clip, text)[0]
+    assert not torch.equal(numbered(repeated, text)[0][:, :, 2:], single)
 
 
 def test_without_one_clips_stay_as_they_are(tiny_system):

@@ -9,7 +9,7 @@ simulated (`data/pond/melting.py`), and with `--own.clips` the model's own clips
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -41,10 +41,11 @@ class RefinerRecipe(Recipe):
     """Everything that decides the refiner, beside the model that it is for.
 
     model: a bundled model or a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the
-    refiner's network; mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that
-    it sees beside simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned
-    from instead of what the clips should have been; adversary: what tells it that a clip does not look right;
-    validation: clips of the fixed validation batch, which are the model's own where `own` has any.
+    refiner's network; numbered: whether it is told which frame is which (one that was not can learn to be);
+    mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that it sees beside
+    simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned from instead of
+    what the clips should have been; adversary: what tells it that a clip does not look right; validation: clips of the
+    fixed validation batch, which are the model's own where `own` has any.
     device: "cpu", "cuda" or "auto".
     """
 
@@ -53,6 +54,7 @@ class RefinerRecipe(Recipe):
     dim: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3)
     fold: int = 2
+    numbered: bool = False
     loss: RefinerLoss = field(default_factory=RefinerLoss)
     melting: Melting = field(default_factory=Melting)
     mix: Mix = field(default_factory=lambda: Mix(two=0.3, camera=0.2, wall=0.05))
@@ -74,6 +76,7 @@ class RefinerRecipe(Recipe):
         settings, phase = to_dict(self), self.phase(folder)
         names = ("dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "own", "seed")
         kept = {name: settings[name] for name in names}
+        kept |= {"numbered": True} if self.numbered else {}
         kept |= {} if self.teacher is None else {"teacher": self.teacher}
         kept |= {"adversary": settings["adversary"]} if self.adversary.weight else {}
         return train(phase, self.train, folder / "refiner", {**kept, "model": phase.system.fingerprint})
@@ -84,10 +87,12 @@ class RefinerRecipe(Recipe):
         system = LatentVideo.load(find_model(self.model), torch.float32)
         device = torch.device(chosen_device(self.device))
         unet = unet_of(system.text_encoder.config.d_model, self.fold, self.dim, self.multipliers)
-        config = RefinerConfig(unet, self.fold)
+        config = RefinerConfig(unet, self.fold, self.numbered)
         if system.refiner is None:
             system.refiner = Refiner(config)
             system.refiner.init_weights(self.seed)
+        elif self.numbered and replace(system.refiner.config, numbered=True) == config:
+            system.refiner.config = config
         elif system.refiner.config != config:
             raise ValueError(
                 f"{self.model}: has a refiner of other sizes; give those, or a model without one (its folder less "
@@ -100,16 +105,16 @@ class RefinerRecipe(Recipe):
         system.to(device)
         shape = VideoShape(system.defaults.frames, system.defaults.height, system.defaults.width)
         settings = (self.mix, self.melting, self.captioning, self.seed, device)
-        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share)
+        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share, self.numbered)
         if self.own.clips:
             source.own, fixed = self._own(folder, system.fingerprint, device)
             rows, generator = list(range(self.validation)), torch.Generator().manual_seed(self.seed)
-            made, captions = own_of(fixed, rows, shape.frames, source.fps, generator, device)
+            drawn = own_of(fixed, rows, shape.frames, source.fps, generator, device, self.numbered)
         else:
             numbers = [VALIDATION_SCENES + row for row in range(self.validation)]
-            made, captions = source.of(numbers, shape.frames, 0)
+            drawn = source.of(numbers, shape.frames, 0)
         taught = teacher and teacher.to(device)
-        return RefinerPhase(system, source, batch_of(made, captions), self.loss, taught, self.adversary)
+        return RefinerPhase(system, source, batch_of(*drawn), self.loss, taught, self.adversary)
 
     def taught_by(self, system: LatentVideo) -> Refiner | None:
         """The refiner that is learned from, if any. Raises ValueError for one that reads other words."""

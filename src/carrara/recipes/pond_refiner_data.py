@@ -16,7 +16,7 @@ from carrara.core.config import at_least, choose
 from carrara.core.types import VideoShape
 from carrara.data.batches import mix as mix_seed
 from carrara.data.batches import part
-from carrara.data.pond.melting import Melted, Melting, in_all_ways, melt
+from carrara.data.pond.melting import Melted, Melting, in_all_ways, melt, settled
 from carrara.data.pond.sampling import Mix, sample_scene
 from carrara.data.pond.world import ACTORS, CAMERAS, MOTIONS, Scene
 from carrara.recipes.own_clips import OwnShards
@@ -25,6 +25,7 @@ from carrara.recipes.scene_numbers import REFINER_SCENES
 from carrara.systems.refiner_phase import MeltedClips
 
 TURNS = ("frames", "pieces", "clips")
+TRIED = 8  # scenes for one that is shown
 OFF = 64.0  # levels of 255 by which a pixel is another thing, not a tint
 
 
@@ -34,7 +35,8 @@ class MeltedBatches:
 
     turns: what steps are on, in turn; frames: scenes of a step on single frames, of which it sees `per_scene`
     successive ones each, as images of their own; pieces: scenes of a step on pieces of `piece_frames`; crop: side of
-    the windows, around an actor, of frames and pieces, 0 for whole ones; clips: whole clips of a step.
+    the windows, around an actor, of frames and pieces, 0 for whole ones; clips: whole clips of a step; turning: how
+    often a scene in which nothing spins is passed over, up to seven times.
     """
 
     turns: tuple[str, ...] = ("frames", "frames", "pieces", "clips")
@@ -44,10 +46,13 @@ class MeltedBatches:
     piece_frames: int = 9
     crop: int = 32
     clips: int = 2
+    turning: float = 0.0
 
     def __post_init__(self) -> None:
         at_least(self, 1, "frames", "per_scene", "pieces", "piece_frames", "clips")
         at_least(self, 0, "crop")
+        if not 0 <= self.turning <= 1:
+            raise ValueError(f"turning={self.turning}: a share lies between 0 and 1")
         if not self.turns:
             raise ValueError("turns: empty; give at least one of " + ", ".join(TURNS))
         for turn in self.turns:
@@ -56,7 +61,8 @@ class MeltedBatches:
 
 class MeltedSource:
     """Melted clips as a function of the step: simulated ones, no scene twice, and in `own_share` of the steps
-    the model's `own`, where it has any."""
+    the model's `own`, where it has any. numbered: scenes are settled (`data/pond/melting.py`) for a refiner that is
+    told which frame is which."""
 
     def __init__(
         self,
@@ -69,10 +75,11 @@ class MeltedSource:
         seed: int,
         device: torch.device,
         own_share: float = 0.0,
+        numbered: bool = False,
     ) -> None:
         self.shown, self.shape, self.fps, self.world = shown, shape, fps, world
         self.melting, self.captioning, self.seed, self.device = melting, captioning, seed, device
-        self.own_share = own_share
+        self.own_share, self.numbered = own_share, numbered
         self.own: OwnShards | None = None  # clips of the model, made only once everything else is known to fit
         longest = max(shown.per_scene, shown.piece_frames)
         if longest > shape.frames:
@@ -99,13 +106,13 @@ class MeltedSource:
         placed = self.own is None or (step // len(turns) * self.own_share) % 1 >= self.own_share
         if self.own is not None and not placed:
             drawn = torch.Generator().manual_seed(mix_seed(self.seed, step, 3))
-            chosen = torch.randint(len(self.own), (scenes,), generator=drawn)[rows.start : rows.stop].tolist()
-            made, captions = own_of(self.own, chosen, frames, self.fps, drawn, self.device)
+            chosen = [self._row(self.own, drawn) for _ in range(scenes)][rows.start : rows.stop]
+            made, captions, first = own_of(self.own, chosen, frames, self.fps, drawn, self.device, self.numbered)
             scenes_shown = self.own.scenes(chosen)
         else:
             stride = max(shown.frames, shown.pieces, shown.clips)
-            numbers = [REFINER_SCENES + step * stride + row for row in rows]
-            made, captions = self.of(numbers, frames, step)
+            numbers = [self._number(step * stride + row) for row in rows]
+            made, captions, first = self.of(numbers, frames, step)
             scenes_shown = [sample_scene(number, self.world) for number in numbers]
         rng = random.Random(mix_seed(self.seed, step, rows.start, 4))
         others = [said_of_another(scene, self.captioning, turn != "frames", rng) for scene in scenes_shown]
@@ -114,10 +121,28 @@ class MeltedSource:
         if turn == "frames":
             made = singles(made)
             captions, others = ([text for text in texts for _ in range(frames)] for texts in (captions, others))
-        return replace(batch_of(made, captions), others=others, placed=placed), scenes
+            first = (first[:, None] + torch.arange(frames)).flatten()
+        return replace(batch_of(made, captions, first), others=others, placed=placed), scenes
 
-    def of(self, numbers: list[int], frames: int, step: int) -> tuple[Melted, list[str]]:
-        """So many frames of each of these scenes, from anywhere in its clip, melted, with a caption of the clip."""
+    def _number(self, index: int) -> int:
+        """The number of a scene."""
+        rng = random.Random(mix_seed(self.seed, index, 5))
+        for number in range(first := REFINER_SCENES + TRIED * index, first + TRIED):
+            if rng.random() >= self.shown.turning or spinning(sample_scene(number, self.world)):
+                break
+        return number
+
+    def _row(self, own: OwnShards, drawn: torch.Generator) -> int:
+        """One of the model's own clips."""
+        for _ in range(TRIED):
+            row = int(torch.randint(len(own), (), generator=drawn))
+            if float(torch.rand((), generator=drawn)) >= self.shown.turning or spinning(own.scenes([row])[0]):
+                break
+        return row
+
+    def of(self, numbers: list[int], frames: int, step: int) -> tuple[Melted, list[str], Tensor]:
+        """So many frames of each of these scenes, from anywhere in its clip, melted, with a caption of the clip and the
+        number of the first frame."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, numbers[0], frames))
         scenes = [sample_scene(number, self.world) for number in numbers]
         levels = torch.multinomial(self._told, len(scenes), replacement=True, generator=generator).tolist()
@@ -127,26 +152,43 @@ class MeltedSource:
             for scene, level, draw, number in zip(scenes, levels, draws, numbers)
         ]
         rest = (self.shape.frames - frames) / self.fps
+        if self.numbered:
+            scenes = [settled(scene, caption) for scene, caption in zip(scenes, captions)]
         later: list[Scene] = [replace(scene, start=scene.start + rest * draw) for scene, draw in zip(scenes, starts)]
         seed = mix_seed(self.seed, numbers[0], frames, 2)
         shape = replace(self.shape, frames=frames)
-        return melt(later, shape, self.fps, self.melting, seed, self.device), captions
+        made = melt(later, shape, self.fps, self.melting, seed, self.device, not self.numbered)
+        return made, captions, torch.tensor(starts) * (rest * self.fps)
+
+
+def spinning(scene: Scene) -> bool:
+    """Whether anything spins in it."""
+    return any(actor.motion == "spins" for actor in scene.actors)
 
 
 def own_of(
-    own: OwnShards, rows: list[int], frames: int, fps: float, generator: torch.Generator, device: torch.device
-) -> tuple[Melted, list[str]]:
-    """So many frames of each of these clips of the model itself, from anywhere in it, beside the truth, and captions.
+    own: OwnShards,
+    rows: list[int],
+    frames: int,
+    fps: float,
+    generator: torch.Generator,
+    device: torch.device,
+    numbered: bool = False,
+) -> tuple[Melted, list[str], Tensor]:
+    """So many frames of each of these clips of the model itself, from anywhere in it, beside the truth, captions, and
+    the number of the first frame. numbered: the truths are settled.
 
     Touched is where an actor should be, and where what was made differs much from what should be there.
     """
     made, scenes, captions = own(rows)
+    if numbered:
+        scenes = [settled(scene, caption) for scene, caption in zip(scenes, captions)]
     starts = torch.randint(made.shape[1] - frames + 1, (len(rows),), generator=generator).tolist()
     melted = torch.stack([clip[start : start + frames] for clip, start in zip(made, starts)]).to(device)
     later: list[Scene] = [replace(scene, start=scene.start + start / fps) for scene, start in zip(scenes, starts)]
-    video, actors = in_all_ways(later, VideoShape(frames, *made.shape[2:4]), fps, device)
+    video, actors = in_all_ways(later, VideoShape(frames, *made.shape[2:4]), fps, device, not numbered)
     error = (melted.float() - video[:, 0].float()).abs().mean(-1)
-    return Melted(video, actors, melted, (actors[:, 0] > 0) | (error > OFF)), captions
+    return Melted(video, actors, melted, (actors[:, 0] > 0) | (error > OFF)), captions, torch.tensor(starts).float()
 
 
 def said_of_another(scene: Scene, captioning: Captioning, moving: bool, rng: random.Random) -> str:
@@ -195,6 +237,6 @@ def singles(clips: Melted) -> Melted:
     )
 
 
-def batch_of(clips: Melted, captions: list[str]) -> MeltedClips:
+def batch_of(clips: Melted, captions: list[str], first: Tensor) -> MeltedClips:
     """What the phase takes."""
-    return MeltedClips(clips.melted, captions, clips.video, clips.actors, clips.touched)
+    return MeltedClips(clips.melted, captions, clips.video, clips.actors, clips.touched, first=first)

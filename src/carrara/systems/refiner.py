@@ -28,10 +28,12 @@ _SURE = 3.0  # what the network says of actors is multiplied by this
 @dataclass(frozen=True)
 class RefinerConfig:
     """Sizes of a refiner. fold: so many pixels each way are one place of the network; unet: the network, whose channels
-    are `4 fold^2`."""
+    are `4 fold^2`; numbered: whether it is told which frame of its clip each is, so that what turns or beats by itself,
+    and of which a melted clip shows nothing, can be drawn turning."""
 
     unet: UNetConfig = field(default_factory=lambda: unet_of(64))
     fold: int = 2
+    numbered: bool = False
 
     def __post_init__(self) -> None:
         if self.fold < 1:
@@ -87,9 +89,10 @@ class Refiner(nn.Module):
                 "use one with a smaller fold or fewer multipliers"
             )
 
-    def forward(self, clip: Tensor, text: TextStates) -> tuple[Tensor, Tensor]:
+    def forward(self, clip: Tensor, text: TextStates, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clips `b 3 t h w` in [-1, 1], one prompt each, drawn again, and where actors are: logits `b t h w`.
 
+        first: which frame of its clip the first of each is, `(b,)`, None for 0: only a numbered refiner is told.
         What is drawn may leave [-1, 1]. Raises ValueError for sides that are no multiples of `side_step`.
         """
         for name, side in zip(("height", "width"), clip.shape[3:]):
@@ -97,10 +100,17 @@ class Refiner(nn.Module):
         p = self.config.fold
         planes = torch.cat((clip, torch.zeros_like(clip[:, :1])), dim=1)
         folded = rearrange(planes, "b c t (h p) (w q) -> b (c p q) t h w", p=p, q=p)
-        certain = torch.ones(len(clip), device=clip.device)  # the network's noise level, which is always the same
-        made = self.unet(folded, certain, Conditions(text))
+        made = self.unet(folded, self._levels(clip, first), Conditions(text))
         made = rearrange(made.float(), "b (c p q) t h w -> b c t (h p) (w q)", p=p, q=p)
         return clip + made[:, :3], _SURE * made[:, 3]
+
+    def _levels(self, clip: Tensor, first: Tensor | None) -> Tensor:
+        """What the network is told instead of noise levels: 1, less a thousandth for each frame before this one."""
+        certain = torch.ones(len(clip), device=clip.device)
+        if not self.config.numbered:
+            return certain
+        begins = torch.zeros_like(certain) if first is None else first.to(certain)
+        return certain[:, None] - (begins[:, None] + torch.arange(clip.shape[2], device=clip.device)) / 1000
 
     @torch.no_grad()
     def refine(self, clip: Tensor, text: TextStates, precision: str = "") -> Tensor:

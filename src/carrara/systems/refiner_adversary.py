@@ -56,16 +56,16 @@ class Discriminator(nn.Module):
         assert last.bias is not None
         nn.init.zeros_(last.bias)
 
-    def forward(self, clip: Tensor, text: TextStates) -> Tensor:
+    def forward(self, clip: Tensor, text: TextStates, first: Tensor | None = None) -> Tensor:
         """Logits `b t h w` of clips `b 3 t h w` in [-1, 1]: above 0 is true."""
-        verdict: Tensor = self.network(clip, text)[1]
+        verdict: Tensor = self.network(clip, text, first)[1]
         return verdict
 
-    def deceived(self, drawn: Tensor, text: TextStates, weights: Tensor) -> Tensor:
+    def deceived(self, drawn: Tensor, text: TextStates, weights: Tensor, first: Tensor | None = None) -> Tensor:
         """How much of clips is found false, for who drew them; it does not learn by it."""
         self.requires_grad_(False)
         try:
-            return _mean(softplus(-self(drawn, text)), weights)
+            return _mean(softplus(-self(drawn, text, first)), weights)
         finally:
             self.requires_grad_(True)
 
@@ -78,12 +78,13 @@ class Discriminator(nn.Module):
         weights: Tensor,
         config: Adversary,
         generator: Generator,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What it learns by, and its mean verdict on true clips, drawn ones, and true ones beside `other` words."""
-        right, made, wrong = self(true, text), self(drawn.detach(), text), self(true, other)
+        right, made, wrong = self(true, text, first), self(drawn.detach(), text, first), self(true, other, first)
         false = _mean(softplus(made), weights) + _mean(softplus(wrong), weights)
         noise = torch.randn(true.shape, generator=generator, device=true.device)
-        rough = _mean((self(true + config.noise * noise, text) - right) ** 2, weights)
+        rough = _mean((self(true + config.noise * noise, text, first) - right) ** 2, weights)
         total = _mean(softplus(-right), weights) + 0.5 * false + config.smooth * rough
         named = {"found_true": right, "found_drawn": made, "found_other": wrong}
         return total, {name: _mean(verdict.detach(), weights) for name, verdict in named.items()}

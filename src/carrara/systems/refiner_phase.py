@@ -26,7 +26,8 @@ class MeltedClips:
     """melted: uint8 `b t h w 3`, clips as they are; captions: one each; video: uint8 `b k t h w 3`, k ways in which the
     clip would be right, with its actors there, uint8 `b k t h w`, nonzero where one shows; touched: bool `b t h w`,
     where errors count more. t = 1 for single frames. others: captions of which something is not so in the video, one
-    each, for a discriminator; placed: whether things are in `video` where they are in `melted`."""
+    each, for a discriminator; placed: whether things are in `video` where they are in `melted`; first: which frame of
+    its clip the first of each is, `(b,)`, None for 0."""
 
     melted: Tensor
     captions: Sequence[str]
@@ -35,6 +36,7 @@ class MeltedClips:
     touched: Tensor
     others: Sequence[str] = ()
     placed: bool = True
+    first: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class RefinerPhase:
         dropped = torch.rand(len(batch.captions), generator=generator, device=device) < self.config.caption_dropout
         captions = ["" if drop else text for text, drop in zip(batch.captions, dropped.tolist())]
         melted, text = to_unit(batch.melted).to(device), self.read(captions)
-        drawn, outline = self.refiner(melted, text)
+        drawn, outline = self.refiner(melted, text, batch.first)
         near = around(batch.touched.to(device))
         weights = 1 + self.config.actors * near
         losses, errors = [], []
@@ -131,15 +133,15 @@ class RefinerPhase:
             )
         true = to_unit(batch.video[:, 0]).to(drawn.device)
         loss, told = self.discriminator.loss(
-            true, drawn, text, self.read(batch.others), weights, self.adversary, generator
+            true, drawn, text, self.read(batch.others), weights, self.adversary, generator, batch.first
         )
-        return loss + self.adversary.weight * self.discriminator.deceived(drawn, text, weights), told
+        return loss + self.adversary.weight * self.discriminator.deceived(drawn, text, weights, batch.first), told
 
     @torch.no_grad()
     def ways(self, batch: MeltedClips, melted: Tensor, text: TextStates) -> Iterator[tuple[Tensor, Tensor]]:
         """In which ways a batch would be right: video `b 3 t h w` and how surely an actor is where, `b t h w`."""
         if self.teacher is not None:
-            drawn, outline = self.teacher(melted, text)
+            drawn, outline = self.teacher(melted, text, batch.first)
             yield drawn.clamp(-1, 1), outline.sigmoid()
             return
         for way in range(batch.video.shape[1]):
@@ -167,7 +169,9 @@ class RefinerPhase:
         errors, overlaps, clips = [], [], self.validation
         device = self.system.device
         for row, caption in enumerate(captions):
-            drawn, outline = self.refiner(to_unit(clips.melted[row : row + 1]).to(device), self.read([caption]))
+            melted = to_unit(clips.melted[row : row + 1]).to(device)
+            first = None if clips.first is None else clips.first[row : row + 1]
+            drawn, outline = self.refiner(melted, self.read([caption]), first)
             near, found = around(clips.touched[row : row + 1].to(device)), outline[0] > 0
             ways = to_unit(clips.video[row]).to(device)
             error = (near * (drawn - ways).abs().mean(1)).sum((1, 2, 3)) / near.sum().clamp(min=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from carrara.core.types import VideoShape
-from carrara.data.pond.melting import WAYS, Melting, melt, otherwise
+from carrara.data.pond.melting import WAYS, Melting, melt, otherwise, settled
 from carrara.data.pond.render import render
 from carrara.data.pond.sampling import IMAGES, SINGLES, Mix, sample_scene
 from carrara.data.pond.world import Actor, Scene
@@ -87,6 +87,29 @@ def test_the_truth_comes_in_all_ways_that_the_caption_leaves_open():
     assert not torch.equal(made.video[0, 0], made.video[0, 1])
     assert torch.equal(made.video[1, 0], made.video[1, 3])
     assert torch.equal(made.video[0, 1], render([otherwise(scene("car", "grows"), 1)], SHAPE, 8.0).video[0])
+
+
+def test_what_is_settled_turns_and_beats_as_the_numbers_of_frames_say():
+    spinning = Scene("meadow", (Actor("star", "red", "large", "spins", phase=2.0, speed=1.2, heading=-1),))
+    left = settled(spinning, "a red star spins on the grass")
+    said = settled(spinning, "a red star spins counterclockwise on the grass")
+    assert left.actors[0] == replace(spinning.actors[0], phase=0.0, speed=1.0, heading=1)
+    assert said.actors[0] == replace(left.actors[0], heading=-1)
+    flying = Scene(
+        "sky", (Actor("bird", "red", "large", "left", phase=2.0), Actor("bird", "blue", motion="orbits", phase=2.0))
+    )
+    assert [actor.phase for actor in settled(flying, "").actors] == [0.0, 2.0], "where it is stays as it is"
+    later = settled(replace(spinning, start=1.0), "")
+    whole, rest = (render([scene], VideoShape(frames, 64, 64), 8.0).video for scene, frames in ((left, 12), (later, 4)))
+    assert torch.equal(whole[:, 8:], rest), "frame 8 looks the same in a piece that begins there"
+
+
+def test_no_angle_is_to_be_read_of_what_is_melted_of_settled_scenes():
+    scene = Scene("meadow", (Actor("star", "red", "large", "spins"),))
+    same = replace(NOTHING, doubled=0)
+    told, hidden = (melt([scene], SHAPE, 8.0, same, 0, phases=phases) for phases in (True, False))
+    assert error(told, told.actors[:, 0] > 0) < error(hidden, hidden.actors[:, 0] > 0) / 2
+    assert all(torch.equal(hidden.video[:, way], hidden.video[:, 0]) for way in range(WAYS))
 
 
 def test_what_has_two_sides_is_melted_of_itself_and_its_mirror_image():

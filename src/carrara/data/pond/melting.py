@@ -29,6 +29,7 @@ from carrara.data.pond.world import ACTORS, COLOURS, Actor, Scene
 WAYS = 4
 FACING = ("up", "down", "grows", "shrinks")  # motions that do not say which way an actor faces
 BEATING = ("up", "down", "left", "right")  # motions whose phase is that of limbs alone
+FREE = ("spins", *BEATING)  # motions whose phase says nothing of where an actor is
 SIDED, WINGED = ("bird", "fish", "car", "frog"), ("bird", "fish")
 PATCHES, BENDS, TINTS = 7, 11, 9  # control points a side of the smooth random fields
 LASTING = 1.2  # deviation of what of the patches stays through a clip, beside 1 for what does not
@@ -82,12 +83,17 @@ def melt(
     melting: Melting,
     seed: int,
     device: torch.device | str = "cpu",
+    phases: bool = True,
 ) -> Melted:
-    """Render scenes, true and melted; a function of its arguments. Every frame melts anew, but not wholly."""
+    """Render scenes, true and melted; a function of its arguments. Every frame melts anew, but not wholly.
+
+    phases: whether ways of the truth differ in the phase of what turns or beats, too; without, scenes are `settled`.
+    """
     rng, generator = random.Random(seed), Generator().manual_seed(seed)
-    truth = in_all_ways(scenes, shape, fps, device)
+    truth = in_all_ways(scenes, shape, fps, device, phases)
     haunted = [_haunted(scene, melting, rng) for scene in scenes]
-    first, second = (render([_other(scene, melting, rng) for scene in haunted], shape, fps, device) for _ in range(2))
+    others = ([_other(scene, melting, rng, not phases) for scene in haunted] for _ in range(2))
+    first, second = (render(these, shape, fps, device) for these in others)
     sided = [row for row, scene in enumerate(scenes) if any(actor.kind in SIDED for actor in scene.actors)]
     if doubled := [row for row in sided if rng.random() < melting.doubled]:
         mirrored = _mirrored([scenes[row] for row in doubled], shape, fps, device)
@@ -117,13 +123,27 @@ def melt(
     return Melted(*truth, rearrange(levels, "(b t) c h w -> b t h w c", t=frames).contiguous(), touched)
 
 
-def otherwise(scene: Scene, way: int) -> Scene:
+def settled(scene: Scene, said: str) -> Scene:
+    """The scene in the one way, of those that a caption leaves open, in which what turns or beats by itself does so as
+    the number of a frame says: from the same angle, at the same pace and, where nothing is said, to the same side."""
+
+    def turning(actor: Actor) -> Actor:
+        if actor.motion == "spins":
+            return replace(actor, phase=0.0, speed=1.0, heading=actor.heading if "clockwise" in said else 1)
+        return replace(actor, phase=0.0) if actor.motion in BEATING and actor.kind in WINGED else actor
+
+    return replace(scene, actors=tuple(turning(actor) for actor in scene.actors))
+
+
+def otherwise(scene: Scene, way: int, phases: bool = True) -> Scene:
     """The scene as its caption would let it be too, in one of `WAYS` ways; 0 is the scene itself."""
 
     def turned(actor: Actor) -> Actor:
         heading, phase = actor.heading, actor.phase
         if actor.motion in FACING and actor.kind in SIDED:
             heading *= -1 if way % 2 else 1
+        if not phases:
+            return replace(actor, heading=heading)
         if actor.motion == "spins":
             phase += way * 2 * math.pi / WAYS
         elif actor.motion in BEATING and actor.kind in WINGED:
@@ -134,10 +154,10 @@ def otherwise(scene: Scene, way: int) -> Scene:
 
 
 def in_all_ways(
-    scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str
+    scenes: Sequence[Scene], shape: VideoShape, fps: float, device: torch.device | str, phases: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The scenes in all ways, each rendered once: video `b k t h w 3` and actors `b k t h w`."""
-    ways = [[otherwise(scene, way) for way in range(WAYS)] for scene in scenes]
+    ways = [[otherwise(scene, way, phases) for way in range(WAYS)] for scene in scenes]
     distinct = list(dict.fromkeys(scene for row in ways for scene in row))
     rendered = render(distinct, shape, fps, device)
     number = {scene: index for index, scene in enumerate(distinct)}
@@ -160,13 +180,16 @@ def _haunted(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
     return replace(scene, actors=(sample_scene(number, SINGLES).actors[0], *scene.actors))
 
 
-def _other(scene: Scene, melting: Melting, rng: random.Random) -> Scene:
-    """The scene with other actors in the same places, most of them in the same colours."""
+def _other(scene: Scene, melting: Melting, rng: random.Random, turned: bool) -> Scene:
+    """The scene with other actors in the same places, most of them in the same colours, and turned to any angle where
+    those of the scene are all at the same one, so that no angle is to be read of what is melted."""
     actors = []
     for actor in scene.actors:
         kind = actor.kind if rng.random() < melting.hint else rng.choice(ACTORS)
         colour = rng.choice(list(COLOURS)) if rng.random() < melting.recoloured else actor.colour
-        actors.append(replace(actor, kind=kind, colour=colour, stilts=actor.stilts and kind == actor.kind))
+        phase = rng.uniform(0, 2 * math.pi) if turned and actor.motion in FREE else actor.phase
+        stilts = actor.stilts and kind == actor.kind
+        actors.append(replace(actor, kind=kind, colour=colour, stilts=stilts, phase=phase))
     return replace(scene, actors=tuple(actors))
 
 
