@@ -126,10 +126,10 @@ def test_a_refiner_learns_to_be_told_which_frame_is_which(model, tmp_path):
     assert (pieces.first >= 0).all()
     assert (pieces.first <= 2).all()
     before = recipe(model).run(tmp_path / "before")
-    numbered = recipe(before, numbered=True, own=OwnClips(clips=2, share=0.5)).run(tmp_path / "numbered")
+    numbered = recipe(before, numbered=16, own=OwnClips(clips=2, share=0.5)).run(tmp_path / "numbered")
     refiner = LatentVideo.load(numbered).refiner
     assert refiner is not None
-    assert refiner.config.numbered
+    assert refiner.config.numbered == 16
     with pytest.raises(ValueError, match="has a refiner of other sizes"):
         recipe(numbered).run(tmp_path / "back")
 

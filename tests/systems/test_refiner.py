@@ -53,11 +53,13 @@ def test_a_numbered_one_knows_which_frame_is_which(tiny_system):
     clip = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     text, plain = system.read(["a red ball"]), system.refiner
     assert torch.equal(plain(clip, text, torch.tensor([5.0]))[0], plain(clip, text)[0])
-    numbered = Refiner(replace(plain.config, numbered=True)).eval()
+    numbered = Refiner(replace(plain.config, numbered=16)).eval()
     numbered.load_state_dict(plain.state_dict())
     assert torch.equal(numbered(clip, text, torch.tensor([0.0]))[0], numbered(clip, text)[0])
     assert torch.equal(numbered(clip, text)[0], plain(clip, text)[0]), "the first frame is what it was"
     assert not torch.equal(numbered(clip, text, torch.tensor([5.0]))[0], numbered(clip, text)[0])
+    assert torch.equal(numbered(clip, text, torch.tensor([21.0]))[0], numbered(clip, text, torch.tensor([5.0]))[0])
+    assert torch.equal(numbered.refine(clip, text, first=-11), numbered.refine(clip, text, first=5))
     repeated, single = clip.expand(-1, -1, 3, -1, -1), numbered(clip, text)[0]
     assert not torch.equal(numbered(repeated, text)[0][:, :, 2:], single)
 
@@ -114,11 +116,13 @@ def test_windows_go_on_from_what_was_drawn_and_given_frames_stay(tiny_system, mo
     """A refiner of a later window sees the frames before it as they are shown, in front of what is new."""
     system = with_refiner(tiny_system)
     seen: list[torch.Tensor] = []
+    begins: list[int] = []
     finish = system.finish
 
-    def watched(video, prompts):
+    def watched(video, prompts, first=0):
         seen.append(video)
-        return finish(video, prompts)
+        begins.append(first)
+        return finish(video, prompts, first)
 
     monkeypatch.setattr(system, "finish", watched)
     model = Model("tiny", system)
@@ -129,6 +133,8 @@ def test_windows_go_on_from_what_was_drawn_and_given_frames_stay(tiny_system, mo
     context = ((seen[1][0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
     fits = [n for n in range(1, len(context)) if torch.equal(context[:n], whole[first - n : first])]
     assert fits, "the second window is shown to the refiner behind frames of the first"
+    assert begins[0] == 0
+    assert begins[1] == first - fits[-1], "and it is told which frame of the whole it begins with"
 
     given = torch.randint(256, (5, 16, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     longer = model.generate("", Conditions(extend=given), seed=1, seconds=13 / 8, progress=False).frames
@@ -140,6 +146,8 @@ def test_what_is_no_refiner_is_refused(tiny_system, tmp_path):
         RefinerConfig(UNetConfig(channels=12, text="cross"))
     with pytest.raises(ValueError, match="fold=0"):
         RefinerConfig(fold=0)
+    with pytest.raises(ValueError, match="numbered=-1"):
+        RefinerConfig(numbered=-1)
     with pytest.raises(ValueError, match="to which it attends"):
         RefinerConfig(UNetConfig(channels=16, text="pooled"))
     with pytest.raises(ValueError, match="height"):

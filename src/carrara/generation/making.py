@@ -163,9 +163,12 @@ class _Making:
         made = torch.cat(chunks, dim=2)
         before = [self.remembered.frame(index) for index in range(window.start, at)]
         known = [frame for frame in before if frame is not None]
+        first = at
         if known and len(known) == len(before):
+            first = window.start
             made = torch.cat((to_unit(torch.stack(known)[None]).to(made), made), dim=2)
-        yield self.system.finish(made, [self.prompt_of(window)])[:, :, -sum(chunk.shape[2] for chunk in chunks) :]
+        finished = self.system.finish(made, [self.prompt_of(window)], first)
+        yield finished[:, :, -sum(chunk.shape[2] for chunk in chunks) :]
 
 
 class _Pile:

@@ -41,7 +41,8 @@ class RefinerRecipe(Recipe):
     """Everything that decides the refiner, beside the model that it is for.
 
     model: a bundled model or a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the
-    refiner's network; numbered: whether it is told which frame is which (one that was not can learn to be);
+    refiner's network; numbered: after how many frames their numbers, which it is told, begin again, 0 for none (one
+    that was told none can learn to be; at 8 frames per second what spins comes round in 16);
     mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that it sees beside
     simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned from instead of
     what the clips should have been; adversary: what tells it that a clip does not look right; validation: clips of the
@@ -54,7 +55,7 @@ class RefinerRecipe(Recipe):
     dim: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3)
     fold: int = 2
-    numbered: bool = False
+    numbered: int = 0
     loss: RefinerLoss = field(default_factory=RefinerLoss)
     melting: Melting = field(default_factory=Melting)
     mix: Mix = field(default_factory=lambda: Mix(two=0.3, camera=0.2, wall=0.05))
@@ -76,7 +77,7 @@ class RefinerRecipe(Recipe):
         settings, phase = to_dict(self), self.phase(folder)
         names = ("dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "own", "seed")
         kept = {name: settings[name] for name in names}
-        kept |= {"numbered": True} if self.numbered else {}
+        kept |= {"numbered": self.numbered} if self.numbered else {}
         kept |= {} if self.teacher is None else {"teacher": self.teacher}
         kept |= {"adversary": settings["adversary"]} if self.adversary.weight else {}
         return train(phase, self.train, folder / "refiner", {**kept, "model": phase.system.fingerprint})
@@ -91,7 +92,7 @@ class RefinerRecipe(Recipe):
         if system.refiner is None:
             system.refiner = Refiner(config)
             system.refiner.init_weights(self.seed)
-        elif self.numbered and replace(system.refiner.config, numbered=True) == config:
+        elif self.numbered and replace(system.refiner.config, numbered=self.numbered) == config:
             system.refiner.config = config
         elif system.refiner.config != config:
             raise ValueError(
@@ -105,11 +106,11 @@ class RefinerRecipe(Recipe):
         system.to(device)
         shape = VideoShape(system.defaults.frames, system.defaults.height, system.defaults.width)
         settings = (self.mix, self.melting, self.captioning, self.seed, device)
-        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share, self.numbered)
+        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share, self.numbered > 0)
         if self.own.clips:
             source.own, fixed = self._own(folder, system.fingerprint, device)
             rows, generator = list(range(self.validation)), torch.Generator().manual_seed(self.seed)
-            drawn = own_of(fixed, rows, shape.frames, source.fps, generator, device, self.numbered)
+            drawn = own_of(fixed, rows, shape.frames, source.fps, generator, device, self.numbered > 0)
         else:
             numbers = [VALIDATION_SCENES + row for row in range(self.validation)]
             drawn = source.of(numbers, shape.frames, 0)

@@ -299,13 +299,14 @@ class LatentVideo:
                 denoise = _watched(denoise, watch)
             return sampler(denoise, x, grid, generators)
 
-    def finish(self, video: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Decoded clips `b 3 t h w` as they are shown: drawn again by the refiner, where the model has one."""
+    def finish(self, video: Tensor, prompts: Sequence[str], first: int = 0) -> Tensor:
+        """Decoded clips `b 3 t h w`, from frame `first` of their videos on, as they are shown: drawn again by the
+        refiner, where the model has one."""
         if self.refiner is None:
             return video
         text = self.read(prompts)
         precision = self.precision or ("bfloat16" if video.dtype == torch.bfloat16 else "")
-        return self.refiner.refine(video, replace(text, states=text.states.float()), precision)
+        return self.refiner.refine(video, replace(text, states=text.states.float()), precision, first)
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Video `b 3 t h w` in [-1, 1], chunk after chunk, in constant memory."""

@@ -144,7 +144,7 @@ class PixelSystem:
         ids, mask = self.tokenizer.encode(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
 
-    def finish(self, video: Tensor, prompts: Sequence[str]) -> Tensor:
+    def finish(self, video: Tensor, prompts: Sequence[str], first: int = 0) -> Tensor:
         """Clips as they are shown: as they are."""
         return video
 

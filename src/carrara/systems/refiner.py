@@ -28,16 +28,18 @@ _SURE = 3.0  # what the network says of actors is multiplied by this
 @dataclass(frozen=True)
 class RefinerConfig:
     """Sizes of a refiner. fold: so many pixels each way are one place of the network; unet: the network, whose channels
-    are `4 fold^2`; numbered: whether it is told which frame of its clip each is, so that what turns or beats by itself,
-    and of which a melted clip shows nothing, can be drawn turning."""
+    are `4 fold^2`; numbered: after so many frames their numbers, which it is told, begin again, so that what turns or
+    beats by itself, and of which a melted clip shows nothing, can be drawn turning; 0 tells it none."""
 
     unet: UNetConfig = field(default_factory=lambda: unet_of(64))
     fold: int = 2
-    numbered: bool = False
+    numbered: int = 0
 
     def __post_init__(self) -> None:
         if self.fold < 1:
             raise ValueError(f"fold={self.fold}: must be at least 1")
+        if self.numbered < 0:
+            raise ValueError(f"numbered={self.numbered}: must be at least 0")
         if self.unet.channels != PLANES * self.fold**2:
             raise ValueError(
                 f"unet.channels={self.unet.channels}: with fold={self.fold} they are {PLANES * self.fold**2}"
@@ -105,18 +107,20 @@ class Refiner(nn.Module):
         return clip + made[:, :3], _SURE * made[:, 3]
 
     def _levels(self, clip: Tensor, first: Tensor | None) -> Tensor:
-        """What the network is told instead of noise levels: 1, less a thousandth for each frame before this one."""
+        """What the network is told instead of noise levels: 1, less a thousandth for each number below a frame's."""
         certain = torch.ones(len(clip), device=clip.device)
         if not self.config.numbered:
             return certain
         begins = torch.zeros_like(certain) if first is None else first.to(certain)
-        return certain[:, None] - (begins[:, None] + torch.arange(clip.shape[2], device=clip.device)) / 1000
+        numbers = begins[:, None] + torch.arange(clip.shape[2], device=clip.device)
+        return 1 - numbers % self.config.numbered / 1000
 
     @torch.no_grad()
-    def refine(self, clip: Tensor, text: TextStates, precision: str = "") -> Tensor:
-        """Clips `b 3 t h w` in [-1, 1], drawn again, in [-1, 1].
+    def refine(self, clip: Tensor, text: TextStates, precision: str = "", first: int = 0) -> Tensor:
+        """Clips `b 3 t h w` in [-1, 1], of whose videos they show the frames from `first` on, drawn again, in [-1, 1].
 
         precision: what the network computes in, "" for that of its weights.
         """
         with computing_in(precision, clip.device):
-            return self(clip.float(), text)[0].clamp(-1, 1)
+            begins = torch.full((len(clip),), float(first), device=clip.device)
+            return self(clip.float(), text, begins)[0].clamp(-1, 1)
