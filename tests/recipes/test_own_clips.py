@@ -109,11 +109,13 @@ def test_wrong_settings_are_refused():
 def test_truths_begin_where_the_frames_of_a_clip_do(folder, tmp_path):
     shards, device = made(folder, tmp_path), torch.device("cpu")
     fps, frames = 8.0, shards([0])[0].shape[1]
-    few, captions = own_of(shards, [3, 7], 2, fps, torch.Generator().manual_seed(1), device)
-    all_of_it, same = own_of(shards, [3, 7], frames, fps, torch.Generator().manual_seed(1), device)
+    few, captions, first = own_of(shards, [3, 7], 2, fps, torch.Generator().manual_seed(1), device)
+    all_of_it, same, beginning = own_of(shards, [3, 7], frames, fps, torch.Generator().manual_seed(1), device)
     assert captions == same
     starts = torch.randint(frames - 1, (2,), generator=torch.Generator().manual_seed(1)).tolist()
     assert starts[0] != starts[1]
+    assert first.tolist() == starts
+    assert beginning.tolist() == [0, 0]
     for row, start in enumerate(starts):
         part = slice(start, start + 2)
         assert torch.equal(few.melted[row], all_of_it.melted[row, part])

@@ -130,8 +130,9 @@ def test_a_refiner_learns_to_be_told_which_frame_is_which(model, tmp_path):
     refiner = LatentVideo.load(numbered).refiner
     assert refiner is not None
     assert refiner.config.numbered == 16
-    with pytest.raises(ValueError, match="has a refiner of other sizes"):
-        recipe(numbered).run(tmp_path / "back")
+    on = recipe(numbered).phase(tmp_path / "on")
+    assert on.refiner.config.numbered == 16, "it goes on as it is"
+    assert recipe(numbered, numbered=0).phase(tmp_path / "off").refiner.config.numbered == 0
 
 
 def test_training_draws_no_scene_of_evaluation():
@@ -242,5 +243,7 @@ def test_bad_input_is_refused_before_anything_is_written(model, tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             MeltedBatches(**settings)
+    with pytest.raises(ValueError, match="numbered=-1"):
+        recipe(model, numbered=-1)
     with pytest.raises(ValueError, match="validation=0"):
         recipe(model, validation=0)

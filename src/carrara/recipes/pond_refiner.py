@@ -41,8 +41,8 @@ class RefinerRecipe(Recipe):
     """Everything that decides the refiner, beside the model that it is for.
 
     model: a bundled model or a model folder, whose refiner, where it has one, learns on; dim, multipliers, fold: of the
-    refiner's network; numbered: after how many frames their numbers, which it is told, begin again, 0 for none (one
-    that was told none can learn to be; at 8 frames per second what spins comes round in 16);
+    refiner's network; numbered: after how many frames their numbers, which it is told, begin again, 0 to tell it none,
+    None for what it was told before (at 8 frames per second what spins comes round in 16);
     mix, captioning: which scenes it sees, and how they are told; own: clips of the model itself that it sees beside
     simulated ones; teacher: a model of the same text encoder, whose refiner, a larger one, is learned from instead of
     what the clips should have been; adversary: what tells it that a clip does not look right; validation: clips of the
@@ -55,7 +55,7 @@ class RefinerRecipe(Recipe):
     dim: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3)
     fold: int = 2
-    numbered: int = 0
+    numbered: int | None = None
     loss: RefinerLoss = field(default_factory=RefinerLoss)
     melting: Melting = field(default_factory=Melting)
     mix: Mix = field(default_factory=lambda: Mix(two=0.3, camera=0.2, wall=0.05))
@@ -72,12 +72,14 @@ class RefinerRecipe(Recipe):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "validation")
+        if self.numbered is not None:
+            at_least(self, 0, "numbered")
 
     def _run(self, folder: Path) -> Path:
         settings, phase = to_dict(self), self.phase(folder)
         names = ("dim", "multipliers", "fold", "loss", "melting", "mix", "captioning", "shown", "own", "seed")
         kept = {name: settings[name] for name in names}
-        kept |= {"numbered": self.numbered} if self.numbered else {}
+        kept |= {} if self.numbered is None else {"numbered": self.numbered}
         kept |= {} if self.teacher is None else {"teacher": self.teacher}
         kept |= {"adversary": settings["adversary"]} if self.adversary.weight else {}
         return train(phase, self.train, folder / "refiner", {**kept, "model": phase.system.fingerprint})
@@ -88,13 +90,14 @@ class RefinerRecipe(Recipe):
         system = LatentVideo.load(find_model(self.model), torch.float32)
         device = torch.device(chosen_device(self.device))
         unet = unet_of(system.text_encoder.config.d_model, self.fold, self.dim, self.multipliers)
-        config = RefinerConfig(unet, self.fold, self.numbered)
+        told = system.refiner.config.numbered if system.refiner is not None and self.numbered is None else self.numbered
+        config = RefinerConfig(unet, self.fold, told or 0)
         if system.refiner is None:
             system.refiner = Refiner(config)
             system.refiner.init_weights(self.seed)
-        elif self.numbered and replace(system.refiner.config, numbered=self.numbered) == config:
+        elif replace(system.refiner.config, numbered=config.numbered) == config:
             system.refiner.config = config
-        elif system.refiner.config != config:
+        else:
             raise ValueError(
                 f"{self.model}: has a refiner of other sizes; give those, or a model without one (its folder less "
                 "refiner/)"
@@ -106,11 +109,11 @@ class RefinerRecipe(Recipe):
         system.to(device)
         shape = VideoShape(system.defaults.frames, system.defaults.height, system.defaults.width)
         settings = (self.mix, self.melting, self.captioning, self.seed, device)
-        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share, self.numbered > 0)
+        source = MeltedSource(self.shown, shape, system.defaults.fps, *settings, self.own.share, config.numbered > 0)
         if self.own.clips:
             source.own, fixed = self._own(folder, system.fingerprint, device)
             rows, generator = list(range(self.validation)), torch.Generator().manual_seed(self.seed)
-            drawn = own_of(fixed, rows, shape.frames, source.fps, generator, device, self.numbered > 0)
+            drawn = own_of(fixed, rows, shape.frames, source.fps, generator, device, config.numbered > 0)
         else:
             numbers = [VALIDATION_SCENES + row for row in range(self.validation)]
             drawn = source.of(numbers, shape.frames, 0)
