@@ -10,6 +10,7 @@ import torch
 from tests.systems.refiner_fixtures import with_refiner
 
 from carrara.systems.latent import LatentVideo
+from carrara.systems.phases import to_unit
 from carrara.systems.refiner import Refiner
 from carrara.systems.refiner_adversary import Adversary, Discriminator, strayed
 from carrara.systems.refiner_phase import MeltedClips, RefinerLoss, RefinerPhase, around
@@ -76,7 +77,7 @@ def test_it_learns_what_is_true_and_of_which_words(tiny_system):
     config = Adversary(weight=1.0, smooth=0.1)
     for step in range(80):
         batch = bars(16, step)
-        true, shown = (x.permute(0, 4, 1, 2, 3).float() / 127.5 - 1 for x in (batch.video[:, 0], batch.melted))
+        true, shown = (to_unit(x) for x in (batch.video[:, 0], batch.melted))
         text, other = phase.read(batch.captions), phase.read(batch.others)
         weights = around(batch.touched)
         loss, found = judge.loss(true, shown, text, other, weights, config, torch.Generator().manual_seed(step))
@@ -98,7 +99,7 @@ def test_neither_learns_by_what_the_other_is_told_by(tiny_system):
     judge.network.unet.leave.weight.data.normal_()
     phase, batch = phase_of(tiny_system, None), bars(2, 0)
     text, weights = phase.read(batch.captions), torch.ones(2, 1, 16, 16)
-    true, shown = (x.permute(0, 4, 1, 2, 3).float() / 127.5 - 1 for x in (batch.video[:, 0], batch.melted))
+    true, shown = (to_unit(x) for x in (batch.video[:, 0], batch.melted))
     drawn, _ = refiner(shown, text)
     judge.deceived(drawn, text, weights).backward()
     assert all(p.grad is None for p in judge.parameters())

@@ -103,12 +103,12 @@ class MeltedSource:
             "clips": (shown.clips, self.shape.frames),
         }[turn]
         rows = range(scenes)[part(scenes, number, count)]
-        placed = self.own is None or (step // len(turns) * self.own_share) % 1 >= self.own_share
-        if self.own is not None and not placed:
+        own = self.own if (step // len(turns) * self.own_share) % 1 < self.own_share else None
+        if own is not None:
             drawn = torch.Generator().manual_seed(mix_seed(self.seed, step, 3))
-            chosen = [self._row(self.own, drawn) for _ in range(scenes)][rows.start : rows.stop]
-            made, captions, first = own_of(self.own, chosen, frames, self.fps, drawn, self.device, self.numbered)
-            scenes_shown = self.own.scenes(chosen)
+            chosen = [self._row(own, drawn) for _ in range(scenes)][rows.start : rows.stop]
+            made, captions, first = own_of(own, chosen, frames, self.fps, drawn, self.device, self.numbered)
+            scenes_shown = own.scenes(chosen)
         else:
             stride = max(shown.frames, shown.pieces, shown.clips)
             numbers = [self._number(step * stride + row) for row in rows]
@@ -122,7 +122,7 @@ class MeltedSource:
             made = singles(made)
             captions, others = ([text for text in texts for _ in range(frames)] for texts in (captions, others))
             first = (first[:, None] + torch.arange(frames)).flatten()
-        return replace(batch_of(made, captions, first), others=others, placed=placed), scenes
+        return replace(batch_of(made, captions, first), others=others, placed=own is None), scenes
 
     def _number(self, index: int) -> int:
         """The number of a scene."""
